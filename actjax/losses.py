@@ -1,0 +1,121 @@
+"""Losses and metrics over batches of sequences, and the ponder cost.
+
+Losses return one number an example, float [B], so that a caller chooses the mean over the batch
+and can look at single examples; metrics return one number a batch. `mask` is 1 where the targets
+of an input step count (`Batch.mask`): padding never changes anything.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+OVER_TIME = ("sum", "mean")
+
+
+def ponder_cost(cost: Array, lengths: Array | None = None, *, over_time: str = "sum") -> Array:
+    """Ponder cost of each sequence, P(x): float [B].
+
+    Args:
+      cost: rho = N + R of each input step, `Ponder.cost`: [B, T].
+      lengths: int [B], input steps of each sequence; T unless given.
+      over_time: "sum" over the input steps (Graves 2016, eq 11) or their "mean" (Fojo 2018,
+        eq 4.13, whose N(t) before the sum stands for the number of input steps).
+
+    Example:
+      >>> ponder_cost(jnp.array([[2.5, 3.5, 9.0]]), jnp.array([2])).tolist()
+      [6.0]
+    """
+    return _over_time(cost, _steps_mask(cost, lengths), over_time)
+
+
+def sigmoid_cross_entropy(
+    logits: Array, targets: Array, mask: Array, *, over_time: str = "sum"
+) -> Array:
+    """Binary cross-entropy of each sequence in nats: float [B].
+
+    Args:
+      logits: [B, T] or [B, T, K], one for each target.
+      targets: 0 or 1, the shape of `logits`; K targets of an input step add up.
+      mask: [B, T].
+      over_time: "sum" over the input steps that count, or their "mean".
+    """
+    loss = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return _over_time(_over_targets(loss), mask, over_time)
+
+
+def softmax_cross_entropy(
+    logits: Array, targets: Array, mask: Array, *, over_time: str = "sum"
+) -> Array:
+    """Cross-entropy of each sequence in nats: float [B].
+
+    Args:
+      logits: [B, T, C] or [B, T, K, C].
+      targets: int [B, T] or [B, T, K], classes below C; K targets of an input step add up.
+      mask: [B, T].
+      over_time: "sum" over the input steps that count, or their "mean".
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return _over_time(_over_targets(loss), mask, over_time)
+
+
+def bits_per_character(logits: Array, targets: Array, mask: Array) -> Array:
+    """Mean cross-entropy of the characters that count, in bits: float scalar.
+
+    Example:
+      >>> float(bits_per_character(jnp.zeros((1, 2, 256)), jnp.zeros((1, 2), int), jnp.ones((1, 2))))
+      8.0
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return (loss * mask).sum() / mask.sum() / jnp.log(2.0).astype(loss.dtype)
+
+
+def entropy_bits(logits: Array) -> Array:
+    """Entropy of the predicted distribution in bits: [..., C] to [...] (Graves 2016, figure 23)."""
+    log_p = jax.nn.log_softmax(logits)
+    return -(jnp.exp(log_p) * log_p).sum(-1) / jnp.log(2.0).astype(log_p.dtype)
+
+
+def accuracy(predictions: Array, targets: Array, mask: Array) -> Array:
+    """Fraction of the targets that count which are met: float scalar.
+
+    Args:
+      predictions: bool or int, [B, T] or [B, T, K].
+      targets: the shape of `predictions`.
+      mask: [B, T].
+    """
+    right = (predictions == targets).astype(mask.dtype)
+    right = right.mean(range(2, right.ndim))  # the K targets of a step share its mask
+    return (right * mask).sum() / mask.sum()
+
+
+def sequence_error_rate(predictions: Array, targets: Array, mask: Array) -> Array:
+    """Fraction of the sequences with any mistake among the targets that count: float scalar.
+
+    Graves 2016, section 3. Arguments as in `accuracy`.
+    """
+    return sequence_errors(predictions, targets, mask).mean(dtype=mask.dtype)
+
+
+def sequence_errors(predictions: Array, targets: Array, mask: Array) -> Array:
+    """Which sequences have any mistake among the targets that count: bool [B]."""
+    wrong = (predictions != targets).any(axis=tuple(range(2, targets.ndim)))
+    return (wrong & (mask > 0)).any(axis=1)
+
+
+def _over_targets(loss: Array) -> Array:
+    return loss.sum(range(2, loss.ndim))
+
+
+def _over_time(values: Array, mask: Array, over_time: str) -> Array:
+    if over_time not in OVER_TIME:
+        raise ValueError(f"over_time is {over_time!r}; it must be one of {', '.join(OVER_TIME)}")
+    # where, not a product: what padding holds, infinities included, must not reach the sum
+    total = jnp.where(mask > 0, values * mask, 0.0).sum(axis=1)
+    return total if over_time == "sum" else total / mask.sum(axis=1)
+
+
+def _steps_mask(values: Array, lengths: Array | None) -> Array:
+    if lengths is None:
+        return jnp.ones_like(values)
+    return (jnp.arange(values.shape[1]) < lengths[:, None]).astype(values.dtype)

@@ -1,0 +1,14 @@
+"""Tasks: one pure sampler a file, drawn on the device inside the compiled training loop.
+
+`actjax.tasks.NAME.sample(key, batch_size, **options)` returns a `Batch`.
+"""
+
+from actjax.tasks import parity as parity
+from actjax.tasks import text as text
+from actjax.tasks.batch import Batch as Batch
+
+__all__ = [
+    "Batch",
+    "parity",
+    "text",
+]

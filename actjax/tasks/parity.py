@@ -1,0 +1,84 @@
+"""Parity of a vector of bits shown all at once (Graves 2016, section 3.1; Fojo 2018, 6.2.1)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from actjax.tasks.batch import Batch
+
+LAYOUTS = ("prefix", "scattered")
+
+
+def sample(
+    key: Array,
+    batch_size: int,
+    *,
+    bits: int = 64,
+    max_bits: int | None = None,
+    layout: str = "scattered",
+) -> Batch:
+    """Draws vectors of `bits` elements and the parity of their ones.
+
+    In each vector n elements, n uniform on 1 to `max_bits`, are 1 or -1 with equal chance and the
+    others are 0. The target is 1 where the number of ones is odd. One input step, so T = 1.
+
+    Args:
+      key: PRNG key.
+      batch_size: B, the number of vectors.
+      bits: D, the number of elements of a vector.
+      max_bits: the largest n; `bits` unless given.
+      layout: which elements are not 0: "scattered" takes n at random (Graves 2016), "prefix" the
+        first n (the worked examples of both papers and the code of Fojo 2018).
+
+    Returns:
+      Batch: inputs float32 [B, 1, bits], targets float32 [B, 1], mask [B, 1], lengths [B],
+      difficulty [B, 1] = n, "the number of bits whose parity must be determined".
+
+    Raises:
+      ValueError: for a size below 1, `max_bits` above `bits`, or an unknown layout.
+
+    Example:
+      >>> batch = sample(jax.random.key(0), 4, bits=8, layout="prefix")
+      >>> batch.inputs.shape, batch.targets.shape
+      ((4, 1, 8), (4, 1))
+      >>> bool(((batch.inputs != 0).sum(-1) == batch.difficulty).all())
+      True
+    """
+    max_bits = bits if max_bits is None else max_bits
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if bits < 1:
+        raise ValueError(f"bits is {bits}; it must be at least 1")
+    if not 1 <= max_bits <= bits:
+        raise ValueError(f"max_bits is {max_bits}; it must be from 1 to bits = {bits}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+
+    count_key, sign_key, place_key = jax.random.split(key, 3)
+    count = jax.random.randint(count_key, (batch_size, 1), 1, max_bits + 1)  # [B, 1]
+    place = jnp.broadcast_to(jnp.arange(bits), (batch_size, bits))
+    if layout == "scattered":
+        place = _random_order(place_key, batch_size, bits)
+    sign = jax.random.rademacher(sign_key, (batch_size, bits), jnp.float32)
+    vector = jnp.where(place < count, sign, 0.0)  # [B, bits]
+    ones = (vector > 0).sum(-1, keepdims=True)
+    return Batch(
+        inputs=vector[:, None, :],
+        targets=(ones % 2).astype(jnp.float32),
+        mask=jnp.ones_like(count, jnp.float32),
+        lengths=jnp.ones_like(count[:, 0]),
+        difficulty=count,
+    )
+
+
+def _random_order(key: Array, rows: int, size: int) -> Array:
+    """A uniformly random permutation of 0 to size - 1 in each row: int32 [rows, size].
+
+    Ranks of random words, counted pair by pair: for rows of this length it vectorises, where a
+    sort does not. Equal words are told apart by their index, so it is a permutation always.
+    """
+    word = jax.random.bits(key, (rows, size), jnp.uint32)
+    index = jnp.arange(size)
+    smaller = word[:, None, :] < word[:, :, None]
+    tied_before = (word[:, None, :] == word[:, :, None]) & (index[None, :] < index[:, None])
+    return (smaller | tied_before).sum(-1)
