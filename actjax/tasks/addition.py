@@ -8,16 +8,27 @@ all numbers so far as six 11-way classes: its digits, most significant first, th
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from actjax.tasks.batch import Batch, check_range
+from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size, check_range
 
+DIGITS = 5
 INPUT_SIZE = 50
 CLASSES = 11
 SUM_DIGITS = 6
 END = 10
 
 
-def sample(key, batch_size, *, min_length=1, max_length=5, min_digits=1, max_digits=5):
+def sample(
+    key: Array,
+    batch_size: int,
+    *,
+    min_length: int = 1,
+    max_length: int = 5,
+    min_digits: int = 1,
+    max_digits: int = 5,
+) -> Batch:
     """Draws sequences of `min_length` to `max_length` numbers of `min_digits` to `max_digits`.
 
     Graves draws 1 to 5 numbers, the default. Fojo always takes five: `min_length=5`. A sequence of
@@ -33,9 +44,12 @@ def sample(key, batch_size, *, min_length=1, max_length=5, min_digits=1, max_dig
         written without leading zeros.
 
     Returns:
-      A `Batch` with inputs float32 [B, T, 50], targets int32 [B, T, 6] in 0..10, mask bool [B, T]
-      (False at the first step and past the end), lengths int32 [B] and difficulty int32 [B, T], the
-      number of digits in each vector. Everything past a sequence's length is zero.
+      Batch: inputs [B, T, 50], targets int32 [B, T, 6] in 0 to 10, mask [B, T] (0 at the first step
+      and past the end), lengths [B] and difficulty [B, T], the number of digits in each vector.
+      Past a sequence's length all is zero.
+
+    Raises:
+      ValueError: for an empty batch or a range that is empty or out of bounds.
 
     Example:
       >>> import jax
@@ -43,33 +57,28 @@ def sample(key, batch_size, *, min_length=1, max_length=5, min_digits=1, max_dig
       >>> batch.inputs.shape, batch.targets.shape
       ((32, 5, 50), (32, 5, 6))
     """
-    check_range("batch_size", batch_size, 1)
-    check_range("min_length", min_length, 1)
-    check_range("max_length", max_length, min_length, 10)
-    check_range("min_digits", min_digits, 1, 5)
-    check_range("max_digits", max_digits, min_digits, 5)
+    check_batch_size(batch_size)
+    check_range("length", min_length, max_length, most=10)
+    check_range("digits", min_digits, max_digits, most=DIGITS)
     length_key, count_key, digit_key = jax.random.split(key, 3)
     shape = (batch_size, max_length)
     lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    inside = jnp.arange(max_length) < lengths[:, None]
-    counts = jax.random.randint(count_key, shape, min_digits, max_digits + 1) * inside
-    digits = jax.random.randint(digit_key, (*shape, 5), 0, 10)
-    used = jnp.arange(5) < counts[..., None]
-
-    inputs = (jax.nn.one_hot(digits, 10) * used[..., None]).reshape(*shape, 50)
-    sums = jnp.cumsum(value(digits, counts), axis=1)
-    mask = inside & (jnp.arange(max_length) > 0)
-    targets = jnp.where(mask[..., None], classes(sums), 0)
-    return Batch(inputs, targets, mask, lengths, counts)
-
-
-def value(digits, counts):
-    """The number whose first `counts` [...] of `digits` [..., 5] are its decimal digits."""
-    place = counts[..., None] - 1 - jnp.arange(digits.shape[-1])
-    return jnp.sum(jnp.where(place >= 0, digits * 10 ** jnp.maximum(place, 0), 0), axis=-1)
+    inside = jnp.arange(max_length) < lengths[:, None]  # [B, T]
+    counts = inside * jax.random.randint(count_key, shape, min_digits, max_digits + 1)
+    digits = jax.random.randint(digit_key, (*shape, DIGITS), 0, 10)
+    used = jnp.arange(DIGITS) < counts[..., None]  # [B, T, digits]
+    counted = inside & (jnp.arange(max_length) > 0)
+    sums = jnp.cumsum(_value(digits, counts), axis=1)
+    return Batch(
+        inputs=(jax.nn.one_hot(digits, 10) * used[..., None]).reshape(*shape, -1),
+        targets=jnp.where(counted[..., None], classes(sums), 0),
+        mask=counted.astype(jnp.float32),
+        lengths=lengths,
+        difficulty=counts,
+    )
 
 
-def classes(sums):
+def classes(sums: Array) -> Array:
     """The six target classes [..., 6] of non-negative `sums` [...] below a million.
 
     Example:
@@ -80,3 +89,9 @@ def classes(sums):
     place = count[..., None] - 1 - jnp.arange(SUM_DIGITS)
     digits = sums[..., None] // 10 ** jnp.maximum(place, 0) % 10
     return jnp.where(place >= 0, digits, END)
+
+
+def _value(digits: Array, counts: Array) -> Array:
+    """The number whose first `counts` [...] of `digits` [..., 5] are its decimal digits."""
+    place = counts[..., None] - 1 - jnp.arange(DIGITS)
+    return jnp.sum(jnp.where(place >= 0, digits * 10 ** jnp.maximum(place, 0), 0), axis=-1)

@@ -9,28 +9,40 @@ network has to remember, and the input shows 0 in its place.
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from actjax.tasks.batch import Batch, check_range
+from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size, check_range
 
+CHUNKS = 10
 INPUT_SIZE = 102
 GATES = ("NOR", "Xq", "ABJ", "XOR", "NAND", "AND", "XNOR", "if/then", "then/if", "OR")
 
-# Graves 2016, table 1. TRUTH_TABLE[gate][P][Q], with P = b[i] the newer bit and Q = b[i-1].
+# Graves 2016, table 1, its rows (P, Q) = TT, TF, FT, FF as columns here: TRUTH_TABLE[gate][1 - P]
+# [1 - Q], where P = b[i] is the newer bit and Q = b[i-1] the older.
 TRUTH_TABLE = (
-    ((1, 0), (0, 0)),  # NOR
-    ((0, 1), (0, 0)),  # Xq
-    ((0, 0), (1, 0)),  # ABJ
+    ((0, 0), (0, 1)),  # NOR
+    ((0, 0), (1, 0)),  # Xq
+    ((0, 1), (0, 0)),  # ABJ
     ((0, 1), (1, 0)),  # XOR
-    ((1, 1), (1, 0)),  # NAND
-    ((0, 0), (0, 1)),  # AND
+    ((0, 1), (1, 1)),  # NAND
+    ((1, 0), (0, 0)),  # AND
     ((1, 0), (0, 1)),  # XNOR
-    ((1, 1), (0, 1)),  # if/then
-    ((1, 0), (1, 1)),  # then/if
-    ((0, 1), (1, 1)),  # OR
+    ((1, 0), (1, 1)),  # if/then
+    ((1, 1), (0, 1)),  # then/if
+    ((1, 1), (1, 0)),  # OR
 )
 
 
-def sample(key, batch_size, *, min_length=1, max_length=10, min_gates=1, max_gates=10):
+def sample(
+    key: Array,
+    batch_size: int,
+    *,
+    min_length: int = 1,
+    max_length: int = 10,
+    min_gates: int = 1,
+    max_gates: int = 10,
+) -> Batch:
     """Draws sequences of `min_length` to `max_length` vectors of `min_gates` to `max_gates` gates.
 
     Args:
@@ -41,47 +53,50 @@ def sample(key, batch_size, *, min_length=1, max_length=10, min_gates=1, max_gat
       min_gates, max_gates: range of the number of gates in a vector, at most 10.
 
     Returns:
-      A `Batch` with inputs float32 [B, T, 102], targets float32 [B, T, 1] of 0 and 1, mask bool
-      [B, T], lengths int32 [B] and difficulty int32 [B, T], the number of gates in each vector.
-      Everything past a sequence's length is zero.
+      Batch: inputs [B, T, 102], targets float32 [B, T] of 0 and 1, mask [B, T], lengths [B] and
+      difficulty [B, T], the number of gates in each vector. Past a sequence's length all is zero.
+
+    Raises:
+      ValueError: for an empty batch or a range that is empty or out of bounds.
 
     Example:
       >>> import jax
       >>> batch = sample(jax.random.key(0), 16)
       >>> batch.inputs.shape, batch.targets.shape
-      ((16, 10, 102), (16, 10, 1))
+      ((16, 10, 102), (16, 10))
     """
-    check_range("batch_size", batch_size, 1)
-    check_range("min_length", min_length, 1)
-    check_range("max_length", max_length, min_length)
-    check_range("min_gates", min_gates, 1, 10)
-    check_range("max_gates", max_gates, min_gates, 10)
+    check_batch_size(batch_size)
+    check_range("length", min_length, max_length)
+    check_range("gates", min_gates, max_gates, most=CHUNKS)
     length_key, count_key, gate_key, bit_key = jax.random.split(key, 4)
     shape = (batch_size, max_length)
     lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    mask = jnp.arange(max_length) < lengths[:, None]
-    counts = jax.random.randint(count_key, shape, min_gates, max_gates + 1) * mask
-    gates = jax.random.randint(gate_key, (*shape, 10), 0, 10)
-    used = jnp.arange(10) < counts[..., None]
-    bits = jax.random.randint(bit_key, (*shape, 2), 0, 2) * mask[..., None]
-    bits = bits.at[:, 1:, 0].set(0)
+    inside = jnp.arange(max_length) < lengths[:, None]  # [B, T]
+    counts = inside * jax.random.randint(count_key, shape, min_gates, max_gates + 1)
+    gates = jax.random.randint(gate_key, (*shape, CHUNKS), 0, len(GATES))
+    used = jnp.arange(CHUNKS) < counts[..., None]  # [B, T, chunks]
+    bits = jax.random.randint(bit_key, (*shape, 2), 0, 2) * inside[..., None]
 
-    table = jnp.asarray(TRUTH_TABLE, jnp.int32)
+    time_major = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (bits[..., 1], gates, used))
+    _, targets = jax.lax.scan(_apply_gates, bits[:, 0, 0], time_major)
 
-    def vector(carried, at):
-        bits, gates, used = at  # [B, 2], [B, 10], [B, 10]
-        older, newer = jnp.where(carried < 0, bits[:, 0], carried), bits[:, 1]
-        for chunk in range(10):
-            value = table[gates[:, chunk], newer, older]
-            older = jnp.where(used[:, chunk], newer, older)
-            newer = jnp.where(used[:, chunk], value, newer)
-        return newer, newer
+    chunks = jax.nn.one_hot(gates, len(GATES)) * used[..., None]
+    shown = bits.at[:, 1:, 0].set(0)
+    return Batch(
+        inputs=jnp.concatenate([shown, chunks.reshape(*shape, -1)], axis=-1),
+        targets=jnp.where(inside, targets.T, 0).astype(jnp.float32),
+        mask=inside.astype(jnp.float32),
+        lengths=lengths,
+        difficulty=counts,
+    )
 
-    along_time = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (bits, gates, used))
-    unset = jnp.full_like(lengths, -1)  # the first vector takes b0 from its own input
-    _, targets = jax.lax.scan(vector, unset, along_time)
 
-    chunks = jax.nn.one_hot(gates, 10) * used[..., None]
-    inputs = jnp.concatenate([bits.astype(jnp.float32), chunks.reshape(*shape, 100)], axis=-1)
-    targets = jnp.where(mask, targets.T, 0).astype(jnp.float32)
-    return Batch(inputs, targets[..., None], mask, lengths, counts)
+def _apply_gates(older: Array, vector: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """Eq 21 over the chunks of one vector: b0 [B] and (b1 [B], gates, used [B, chunks]) to bits."""
+    table = jnp.asarray(TRUTH_TABLE)
+    newer, gates, used = vector
+    for chunk in range(CHUNKS):
+        result = table[gates[:, chunk], 1 - newer, 1 - older]
+        older = jnp.where(used[:, chunk], newer, older)
+        newer = jnp.where(used[:, chunk], result, newer)
+    return newer, newer

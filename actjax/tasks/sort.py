@@ -8,14 +8,16 @@ number: one of 15 classes.
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from actjax.tasks.batch import Batch, check_range
+from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size, check_range
 
 INPUT_SIZE = 2
 CLASSES = 15
 
 
-def sample(key, batch_size, *, min_numbers=2, max_numbers=15):
+def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: int = 15) -> Batch:
     """Draws sequences of `min_numbers` to `max_numbers` standard normal numbers to sort.
 
     Args:
@@ -25,10 +27,12 @@ def sample(key, batch_size, *, min_numbers=2, max_numbers=15):
         one length. The time axis T is `2 * max_numbers`.
 
     Returns:
-      A `Batch` with inputs float32 [B, T, 2], targets int32 [B, T] in 0..14, mask bool [B, T] (True
-      at the output steps), lengths int32 [B], twice the count of numbers, and difficulty int32
-      [B, T], the count of numbers at every step of the sequence. Everything past a sequence's
-      length is zero.
+      Batch: inputs [B, T, 2], targets int32 [B, T] in 0 to 14, mask [B, T] (1 at the output steps),
+      lengths [B], twice the count of numbers, and difficulty [B, T], the count of numbers at every
+      step of the sequence. Past a sequence's length all is zero.
+
+    Raises:
+      ValueError: for an empty batch or a range that is empty or out of bounds.
 
     Example:
       >>> import jax
@@ -36,23 +40,24 @@ def sample(key, batch_size, *, min_numbers=2, max_numbers=15):
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 30, 2), (16, 30))
     """
-    check_range("batch_size", batch_size, 1)
-    check_range("min_numbers", min_numbers, 1)
-    check_range("max_numbers", max_numbers, min_numbers, 15)
+    check_batch_size(batch_size)
+    check_range("numbers", min_numbers, max_numbers, most=CLASSES)
     count_key, number_key = jax.random.split(key)
-    counts = jax.random.randint(count_key, (batch_size,), min_numbers, max_numbers + 1)
+    counts = jax.random.randint(count_key, (batch_size, 1), min_numbers, max_numbers + 1)
     step = jnp.arange(2 * max_numbers)
-    reading = step < counts[:, None]
-    mask = ~reading & (step < 2 * counts[:, None])
-
+    reading, inside = step < counts, step < 2 * counts  # [B, T]
     drawn = jax.random.normal(number_key, (batch_size, max_numbers))
-    numbers = jnp.where(reading, jnp.pad(drawn, ((0, 0), (0, max_numbers))), 0.0)
-    flag = step == counts[:, None] - 1
-    inputs = jnp.stack([numbers, flag.astype(numbers.dtype)], axis=-1)
+    numbers = jnp.where(reading, jnp.tile(drawn, (1, 2)), 0.0)
+    last = (step == counts - 1).astype(numbers.dtype)
 
-    # Unused places sort behind every drawn number, so the first n ranks are those of the sequence.
-    ranking = jnp.argsort(jnp.where(reading[:, :max_numbers], drawn, jnp.inf), axis=1)
-    output_step = jnp.clip(step - counts[:, None], 0, max_numbers - 1)
-    targets = jnp.where(mask, jnp.take_along_axis(ranking, output_step, axis=1), 0)
-    difficulty = jnp.where(reading | mask, counts[:, None], 0)
-    return Batch(inputs, targets.astype(jnp.int32), mask, 2 * counts, difficulty)
+    # Places past the end sort behind every drawn number: the first n ranks are the sequence's own.
+    ranking = jnp.argsort(jnp.where(step[:max_numbers] < counts, drawn, jnp.inf), axis=1)
+    rank = jnp.clip(step - counts, 0, max_numbers - 1)
+    answering = inside & ~reading
+    return Batch(
+        inputs=jnp.stack([numbers, last], axis=-1),
+        targets=jnp.where(answering, jnp.take_along_axis(ranking, rank, axis=1), 0),
+        mask=answering.astype(jnp.float32),
+        lengths=2 * counts[:, 0],
+        difficulty=counts * inside,
+    )
