@@ -1,9 +1,12 @@
 """Losses and metrics over batches of sequences, and the ponder cost.
 
 Losses return one number an example, float [B], so that a caller chooses the mean over the batch
-and can look at single examples; metrics return one number a batch. `mask` is 1 where the targets
-of an input step count (`Batch.mask`): padding never changes anything.
+and can look at single examples; metrics return one number a batch. `mask` says where the targets
+of an input step count (`Batch.mask`): what it leaves out, padding above all, never changes
+anything. A sequence without any target has loss 0.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +40,7 @@ def sigmoid_cross_entropy(
     Args:
       logits: [B, T] or [B, T, K], one for each target.
       targets: 0 or 1, the shape of `logits`; K targets of an input step add up.
-      mask: [B, T].
+      mask: bool [B, T].
       over_time: "sum" over the input steps that count, or their "mean".
     """
     loss = optax.sigmoid_binary_cross_entropy(logits, targets)
@@ -52,7 +55,7 @@ def softmax_cross_entropy(
     Args:
       logits: [B, T, C] or [B, T, K, C].
       targets: int [B, T] or [B, T, K], classes below C; K targets of an input step add up.
-      mask: [B, T].
+      mask: bool [B, T].
       over_time: "sum" over the input steps that count, or their "mean".
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -63,17 +66,18 @@ def bits_per_character(logits: Array, targets: Array, mask: Array) -> Array:
     """Mean cross-entropy of the characters that count, in bits: float scalar.
 
     Example:
-      >>> float(bits_per_character(jnp.zeros((1, 2, 256)), jnp.zeros((1, 2), int), jnp.ones((1, 2))))
+      >>> mask = jnp.ones((1, 2), bool)
+      >>> float(bits_per_character(jnp.zeros((1, 2, 256)), jnp.zeros((1, 2), int), mask))
       8.0
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return (loss * mask).sum() / mask.sum() / jnp.log(2.0).astype(loss.dtype)
+    return _mean_where(loss, mask) / math.log(2)
 
 
 def entropy_bits(logits: Array) -> Array:
     """Entropy of the predicted distribution in bits: [..., C] to [...] (Graves 2016, figure 23)."""
     log_p = jax.nn.log_softmax(logits)
-    return -(jnp.exp(log_p) * log_p).sum(-1) / jnp.log(2.0).astype(log_p.dtype)
+    return -(jnp.exp(log_p) * log_p).sum(-1) / math.log(2)
 
 
 def accuracy(predictions: Array, targets: Array, mask: Array) -> Array:
@@ -82,11 +86,10 @@ def accuracy(predictions: Array, targets: Array, mask: Array) -> Array:
     Args:
       predictions: bool or int, [B, T] or [B, T, K].
       targets: the shape of `predictions`.
-      mask: [B, T].
+      mask: bool [B, T].
     """
-    right = (predictions == targets).astype(mask.dtype)
-    right = right.mean(range(2, right.ndim))  # the K targets of a step share its mask
-    return (right * mask).sum() / mask.sum()
+    right = (predictions == targets).astype(jnp.float32)
+    return _mean_where(right.mean(range(2, right.ndim)), mask)
 
 
 def sequence_error_rate(predictions: Array, targets: Array, mask: Array) -> Array:
@@ -94,13 +97,13 @@ def sequence_error_rate(predictions: Array, targets: Array, mask: Array) -> Arra
 
     Graves 2016, section 3. Arguments as in `accuracy`.
     """
-    return sequence_errors(predictions, targets, mask).mean(dtype=mask.dtype)
+    return sequence_errors(predictions, targets, mask).mean()
 
 
 def sequence_errors(predictions: Array, targets: Array, mask: Array) -> Array:
     """Which sequences have any mistake among the targets that count: bool [B]."""
     wrong = (predictions != targets).any(axis=tuple(range(2, targets.ndim)))
-    return (wrong & (mask > 0)).any(axis=1)
+    return (wrong & mask).any(axis=1)
 
 
 def _over_targets(loss: Array) -> Array:
@@ -110,12 +113,15 @@ def _over_targets(loss: Array) -> Array:
 def _over_time(values: Array, mask: Array, over_time: str) -> Array:
     if over_time not in OVER_TIME:
         raise ValueError(f"over_time is {over_time!r}; it must be one of {', '.join(OVER_TIME)}")
-    # where, not a product: what padding holds, infinities included, must not reach the sum
-    total = jnp.where(mask > 0, values * mask, 0.0).sum(axis=1)
-    return total if over_time == "sum" else total / mask.sum(axis=1)
+    total = jnp.where(mask, values, 0.0).sum(axis=1)
+    return total if over_time == "sum" else total / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def _mean_where(values: Array, mask: Array) -> Array:
+    return jnp.where(mask, values, 0.0).sum() / mask.sum()
 
 
 def _steps_mask(values: Array, lengths: Array | None) -> Array:
     if lengths is None:
-        return jnp.ones_like(values)
-    return (jnp.arange(values.shape[1]) < lengths[:, None]).astype(values.dtype)
+        return jnp.ones_like(values, bool)
+    return jnp.arange(values.shape[1]) < lengths[:, None]

@@ -12,7 +12,7 @@ class Batch(NamedTuple):
       inputs: [B, T, D] float, or [B, T] integer where a task hands out symbols.
       targets: [B, T] or [B, T, K]: float 0 or 1 for binary targets, int32 classes otherwise; K
         where an input step has several targets.
-      mask: [B, T] float: 1 where the targets of an input step count, 0 elsewhere.
+      mask: bool [B, T]: where the targets of an input step count.
       lengths: int32 [B]: input steps of each sequence, 1 to T; what lies behind is padding.
       difficulty: int32 [B, T]: the task's own measure of how hard an input step is (the number
         of bits, gates or digits); 0 for padding and where a task has no such measure.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size
 
 LAYOUTS = ("prefix", "scattered")
 
@@ -45,8 +46,7 @@ def sample(
       True
     """
     max_bits = bits if max_bits is None else max_bits
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_batch_size(batch_size)
     if bits < 1:
         raise ValueError(f"bits is {bits}; it must be at least 1")
     if not 1 <= max_bits <= bits:
@@ -65,7 +65,7 @@ def sample(
     return Batch(
         inputs=vector[:, None, :],
         targets=(ones % 2).astype(jnp.float32),
-        mask=jnp.ones_like(count, jnp.float32),
+        mask=jnp.ones_like(count, bool),
         lengths=jnp.ones_like(count[:, 0]),
         difficulty=count,
     )

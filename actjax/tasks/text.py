@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size
 
 SYMBOLS = 256
 ENCODINGS = ("one_hot", "index")
@@ -46,8 +47,7 @@ def sample(
       >>> bool((batch.targets == batch.inputs.argmax(-1) + 1).all())
       True
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_batch_size(batch_size)
     _check_window(text.size, window)
     start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
     pieces = text[start + jnp.arange(window + 1)]  # [B, T + 1]
@@ -145,7 +145,7 @@ def _batch(pieces: Array, encoding: str) -> Batch:
     return Batch(
         inputs=jax.nn.one_hot(inputs, SYMBOLS) if encoding == "one_hot" else inputs,
         targets=targets,
-        mask=jnp.ones_like(targets, jnp.float32),
+        mask=jnp.ones_like(targets, bool),
         lengths=jnp.full_like(targets[:, 0], targets.shape[1]),
         difficulty=jnp.zeros_like(targets),
     )
