@@ -44,7 +44,7 @@ def sample(
         written without leading zeros.
 
     Returns:
-      Batch: inputs [B, T, 50], targets int32 [B, T, 6] in 0 to 10, mask [B, T] (0 at the first step
+      Batch: inputs [B, T, 50], targets int32 [B, T, 6] in 0 to 10, mask [B, T] (False at the first step
       and past the end), lengths [B] and difficulty [B, T], the number of digits in each vector.
       Past a sequence's length all is zero.
 
@@ -72,7 +72,7 @@ def sample(
     return Batch(
         inputs=(jax.nn.one_hot(digits, 10) * used[..., None]).reshape(*shape, -1),
         targets=jnp.where(counted[..., None], classes(sums), 0),
-        mask=counted.astype(jnp.float32),
+        mask=counted,
         lengths=lengths,
         difficulty=counts,
     )

@@ -85,7 +85,7 @@ def sample(
     return Batch(
         inputs=jnp.concatenate([shown, chunks.reshape(*shape, -1)], axis=-1),
         targets=jnp.where(inside, targets.T, 0).astype(jnp.float32),
-        mask=inside.astype(jnp.float32),
+        mask=inside,
         lengths=lengths,
         difficulty=counts,
     )
