@@ -44,9 +44,9 @@ def sample(
         written without leading zeros.
 
     Returns:
-      Batch: inputs [B, T, 50], targets int32 [B, T, 6] in 0 to 10, mask [B, T] (False at the first step
-      and past the end), lengths [B] and difficulty [B, T], the number of digits in each vector.
-      Past a sequence's length all is zero.
+      Batch: inputs [B, T, 50], targets int32 [B, T, 6] in 0 to 10, mask [B, T] (False at the first
+      step and past the end), lengths [B] and difficulty [B, T], the number of digits in each
+      vector. Past a sequence's length all is zero.
 
     Raises:
       ValueError: for an empty batch or a range that is empty or out of bounds.

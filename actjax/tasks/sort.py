@@ -27,9 +27,9 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
         one length. The time axis T is `2 * max_numbers`.
 
     Returns:
-      Batch: inputs [B, T, 2], targets int32 [B, T] in 0 to 14, mask [B, T] (True at the output steps),
-      lengths [B], twice the count of numbers, and difficulty [B, T], the count of numbers at every
-      step of the sequence. Past a sequence's length all is zero.
+      Batch: inputs [B, T, 2], targets int32 [B, T] in 0 to 14, mask [B, T] (True at the output
+      steps), lengths [B], twice the count of numbers, and difficulty [B, T], the count of numbers
+      at every step of the sequence. Past a sequence's length all is zero.
 
     Raises:
       ValueError: for an empty batch or a range that is empty or out of bounds.
