@@ -1,0 +1,197 @@
+"""Time penalties that look after themselves: tau fixed, on a schedule, or held to a ponder budget.
+
+The time penalty tau of Graves 2016, eq 12, is a sensitive number without a unit, and choosing it
+is the paper's own open problem ("an important direction for future work"). A *ponder budget* is
+a number with one: the mean ponder cost N + R of an input step. `hold` moves tau during training
+until the network's ponder is there.
+
+A controller is a pair of pure functions over a small state, like an Optax transformation: it runs
+inside a compiled training step, under `vmap` over an ensemble, and its state is checkpointed with
+the rest. Read `state.tau`, take the training step with it, then `update` with the ponder measured:
+
+    controller = hold(3.0)
+    state = controller.init()
+    for ...:
+        ponder = train_step(tau=state.tau, ...)
+        state = controller.update(state, ponder)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+ONE_STEP = 2.0  # N + R of a network that always halts at its first step, where R = 1
+
+
+class TauState(NamedTuple):
+    """State of a controller, all float32 or int32 scalars.
+
+    Attributes:
+      tau: the time penalty to train with now.
+      ponder: running mean of the ponder cost measured so far; 0 before the first update.
+      updates: number of updates so far.
+    """
+
+    tau: Array
+    ponder: Array
+    updates: Array
+
+
+class TauController(NamedTuple):
+    """How tau moves.
+
+    Attributes:
+      init: `() -> TauState`.
+      update: `(state, ponder) -> TauState`, where `ponder` is the mean of N + R over the input
+        steps of the batch just trained on, a scalar.
+    """
+
+    init: Callable[[], TauState]
+    update: Callable[[TauState, Array], TauState]
+
+
+def fixed(tau: ArrayLike) -> TauController:
+    """Tau as in the papers: one number, chosen by hand.
+
+    Args:
+      tau: a number, at least 0, or a traced scalar (one member's tau of an ensemble).
+
+    Example:
+      >>> float(fixed(0.5).init().tau)
+      0.5
+    """
+    _check_tau("tau", tau, least=0.0)
+    return TauController(init=lambda: _start(tau), update=_watch)
+
+
+def schedule(tau_at: Callable[[Array], Array]) -> TauController:
+    """Tau as a function of the number of updates, such as an Optax schedule.
+
+    Example:
+      >>> import optax
+      >>> controller = schedule(optax.linear_schedule(0.0, 1.0, 10))
+      >>> state = controller.update(controller.init(), 2.0)
+      >>> round(float(state.tau), 3)
+      0.1
+    """
+
+    def update(state, ponder):
+        state = _watch(state, ponder)
+        return state._replace(tau=jnp.asarray(tau_at(state.updates), jnp.float32))
+
+    return TauController(init=lambda: _start(tau_at(jnp.zeros((), jnp.int32))), update=update)
+
+
+def hold(
+    ponder: ArrayLike,
+    *,
+    tau: ArrayLike = 1e-3,
+    min_tau: float = 1e-6,
+    max_tau: float = 1.0,
+    integral: float = 2e-3,
+    proportional: float = 1.0,
+    window: int = 50,
+) -> TauController:
+    """Holds the mean ponder cost at a budget: tau rises while it is above and falls while below.
+
+    A PI controller in the logarithm of tau, whose integral part is dual ascent on the constraint
+    E[N + R] = `ponder` with log tau as the dual variable. With e = log(running mean / budget),
+    clipped to [-1, 1], every update adds `integral * e + proportional * (change of e)` to log tau.
+    In this form the limits on tau need no extra guard against wind-up.
+
+    Below `min_tau` the penalty no longer matters: a network that ponders less than the budget then
+    does so because the task does not reward more. Above `max_tau` it drowns the task's own loss.
+
+    Args:
+      ponder: the budget, a mean of N + R above 2, which is what a single step costs; a number or a
+        traced scalar.
+      tau: the value to start from, which the result should not depend on.
+      min_tau, max_tau: limits on tau.
+      integral: gain on the error at each update; 2e-3 moves tau by up to a factor of e in 500.
+      proportional: gain on the change of the error; it damps the integral's overshoot.
+      window: number of updates over which the ponder is averaged.
+
+    Raises:
+      ValueError: for a budget of 2 or less, limits in the wrong order or a `tau` outside them, a
+        negative gain or an empty window.
+
+    Example:
+      >>> controller = hold(3.0, tau=0.01)
+      >>> state = controller.update(controller.init(), 5.0)
+      >>> bool(state.tau > 0.01)
+      True
+    """
+    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:
+        raise ValueError(f"ponder budget is {ponder}; it must be above 2, the cost of one step")
+    if not 0 < min_tau < max_tau:
+        raise ValueError(f"min_tau is {min_tau}; it must be above 0 and below max_tau = {max_tau}")
+    _check_tau("tau", tau, least=min_tau, most=max_tau)
+    if integral < 0 or proportional < 0:
+        gains = f"integral is {integral} and proportional is {proportional}"
+        raise ValueError(f"{gains}; neither gain may be negative")
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1")
+
+    def error(average):
+        return jnp.clip(jnp.log(average / ponder), -1.0, 1.0)
+
+    def update(state, measured):
+        after = _watch(state, measured, window=window)
+        now = error(after.ponder)
+        before = jnp.where(state.updates == 0, now, error(state.ponder))
+        move = integral * now + proportional * (now - before)
+        log_tau = jnp.clip(jnp.log(state.tau) + move, jnp.log(min_tau), jnp.log(max_tau))
+        return after._replace(tau=jnp.exp(log_tau))
+
+    return TauController(init=lambda: _start(tau), update=update)
+
+
+def halting_advice(steps: float, *, max_steps: int, margin: float = 0.02) -> str | None:
+    """One sentence of advice where halting has stopped adapting, else None.
+
+    Args:
+      steps: mean number of ponder steps N over recent batches.
+      max_steps: the limit M.
+      margin: how near to 1, or (as a fraction) to M, counts as stuck.
+
+    Example:
+      >>> halting_advice(3.7, max_steps=100)
+      >>> halting_advice(1.0, max_steps=100)[:38]
+      'halting has collapsed to one step (mea'
+    """
+    if max_steps > 1 and steps < 1 + margin:
+        return (
+            f"halting has collapsed to one step (mean N = {steps:.3f}): no gradient reaches the "
+            "halting unit any more; use a smaller tau, a ponder budget, or halt_bias below 0"
+        )
+    if max_steps > 1 and steps > max_steps * (1 - margin):
+        return (
+            f"halting sits at the limit (mean N = {steps:.1f} of max_steps = {max_steps}): use a "
+            "larger tau, a ponder budget, or halt_bias above 0"
+        )
+    return None
+
+
+def _start(tau: ArrayLike) -> TauState:
+    return TauState(
+        tau=jnp.asarray(tau, jnp.float32),
+        ponder=jnp.zeros((), jnp.float32),
+        updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
+    """Counts the update and moves the running mean: a plain mean until `window` updates are in."""
+    updates = state.updates + 1
+    weight = 1.0 / jnp.minimum(updates, window)
+    return state._replace(ponder=state.ponder + weight * (ponder - state.ponder), updates=updates)
+
+
+def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
+    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:
+        allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name} is {tau}; it must be {allowed}")

@@ -1,0 +1,112 @@
+"""Tau controllers on a simulated plant: a network whose ponder follows tau slowly and noisily."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from actjax import budget
+
+
+def plant(ponder, tau, key, *, exponent=0.4, speed=0.01, noise=0.2):
+    """A network's mean ponder one update on: it drifts to tau's own level, between 2 and 21."""
+    level = jnp.clip(1 + 0.5 * tau**-exponent, 2.0, 21.0)
+    return ponder + speed * (level - ponder) + noise * speed * jax.random.normal(key)
+
+
+@functools.partial(jax.jit, static_argnames=("controller", "updates"))
+def simulate(controller, state, ponder, *, updates):
+    def update(carry, index):
+        state, ponder = carry
+        ponder = plant(ponder, state.tau, jax.random.fold_in(jax.random.key(0), index))
+        state = controller.update(state, ponder)
+        return (state, ponder), (ponder, state.tau)
+
+    first = state.updates
+    return jax.lax.scan(update, (state, ponder), first + jnp.arange(updates))
+
+
+@pytest.mark.parametrize("tau", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("target", [3.0, 8.0])
+def test_hold_reaches_its_budget_from_any_tau(target, tau):
+    controller = budget.hold(target, tau=tau)
+    _, (ponder, taus) = simulate(controller, controller.init(), jnp.asarray(4.0), updates=20_000)
+    np.testing.assert_allclose(ponder[-2000:].mean(), target, rtol=0.02)
+    assert ponder[-2000:].std() < 0.05 * target
+    assert taus.min() >= 1e-6 * 0.999 and taus.max() <= 1.001
+
+
+def test_hold_stops_at_its_limits_and_comes_back():
+    controller = budget.hold(3.0, tau=0.1, min_tau=0.05, max_tau=0.2)
+    state = controller.init()
+    push = jax.jit(
+        lambda state, ponder: jax.lax.fori_loop(
+            0, 3000, lambda _, s: controller.update(s, ponder), state
+        )
+    )
+    above = push(state, 9.0)
+    assert np.isclose(above.tau, 0.2)
+    below = push(above, 2.0)
+    assert np.isclose(below.tau, 0.05)
+    assert push(below, 9.0).tau > 0.1  # no wind-up: a long stay at a limit is not remembered
+
+
+def test_hold_resumes_to_the_same_numbers():
+    controller = budget.hold(3.0)
+    start = (controller.init(), jnp.asarray(4.0))
+    whole, _ = simulate(controller, *start, updates=600)
+    half, _ = simulate(controller, *start, updates=300)
+    rest, _ = simulate(controller, *half, updates=300)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_hold_maps_over_an_ensemble_of_budgets():
+    targets, taus = jnp.array([3.0, 5.0]), jnp.array([1e-2, 1e-4])
+
+    def first_update(target, tau):
+        controller = budget.hold(target, tau=tau)
+        return controller.update(controller.init(), 4.0)
+
+    states = jax.vmap(first_update)(targets, taus)
+    for i in range(2):
+        alone = budget.hold(float(targets[i]), tau=float(taus[i]))
+        expected = alone.update(alone.init(), 4.0)
+        np.testing.assert_allclose(states.tau[i], expected.tau, rtol=1e-6)
+
+
+def test_fixed_and_schedule_only_watch_the_ponder():
+    controller = budget.fixed(0.0)
+    state = controller.update(controller.update(controller.init(), 4.0), 2.0)
+    assert (state.tau, state.ponder, state.updates) == (0.0, 3.0, 2)
+    controller = budget.schedule(optax.linear_schedule(1.0, 0.0, 4))
+    state = controller.init()
+    assert state.tau == 1.0
+    assert controller.update(controller.update(state, 4.0), 4.0).tau == 0.5
+
+
+def test_advice_only_where_halting_is_stuck():
+    assert "collapsed to one step" in budget.halting_advice(1.001, max_steps=100)
+    assert "limit (mean N = 99.0 of max_steps = 100)" in budget.halting_advice(99.0, max_steps=100)
+    assert budget.halting_advice(1.5, max_steps=100) is None
+    assert budget.halting_advice(90.0, max_steps=100) is None
+    assert budget.halting_advice(1.0, max_steps=1) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: budget.hold(2.0), "ponder budget is 2.0; it must be above 2"),
+        (lambda: budget.hold(3.0, tau=2.0), "tau is 2.0; it must be from 1e-06 to 1"),
+        (lambda: budget.hold(3.0, min_tau=0.0), "min_tau is 0.0; it must be above 0"),
+        (lambda: budget.hold(3.0, integral=-1.0), "integral is -1.0 .* negative"),
+        (lambda: budget.hold(3.0, window=0), "window is 0; it must be at least 1"),
+        (lambda: budget.fixed(-1.0), "tau is -1.0; it must be at least 0"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
