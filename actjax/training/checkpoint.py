@@ -1,0 +1,132 @@
+"""Checkpoints of any pytree of arrays, with Orbax: written whole or not at all."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Checkpoints:
+    """The checkpoints of one run: `directory/STEP`, the newest `keep` of them.
+
+    A checkpoint holds every leaf under its path in the tree, and a seal: the type and shape of each
+    leaf and a digest of them all, so that a damaged or foreign checkpoint is noticed. Orbax writes
+    into a temporary folder and renames it when it is whole.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+        import orbax.checkpoint as ocp  # here: the library core runs without the extra
+
+        self._ocp = ocp
+        self.directory = pathlib.Path(directory).resolve()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> pathlib.Path:
+        """The folder of the checkpoint at `step`."""
+        return self.directory / str(step)
+
+    def save(self, step: int, tree: Any):
+        """Writes a checkpoint, and removes the oldest where there are more than `keep`."""
+        leaves = _named_leaves(tree)
+        seal = {"leaves": _kinds(leaves), "digest": digest(tree)}
+        args = self._ocp.args
+        both = args.Composite(state=args.StandardSave(leaves), seal=args.JsonSave(seal))
+        self._manager.save(step, args=both)
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The tree saved at `step`, in the structure, types and shardings of `like`.
+
+        Raises:
+          ValueError: where the checkpoint cannot be read, is damaged, or has other leaves.
+        """
+        seal = self._read(step, seal=self._ocp.args.JsonRestore())
+        leaves = _named_leaves(like)
+        here, there = _kinds(leaves), seal["leaves"]
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise ValueError(
+                    f"checkpoint {str(self.path(step))!r} does not fit this run: {name} is "
+                    f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+                )
+        abstract = {name: _abstract(leaf) for name, leaf in leaves.items()}
+        tree = _with_leaves(like, self._read(step, state=self._ocp.args.StandardRestore(abstract)))
+        if digest(tree) != seal["digest"]:
+            raise ValueError(self._damaged(step))
+        return tree
+
+    def _read(self, step: int, **item: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=self._ocp.args.Composite(**item))[
+                next(iter(item))
+            ]
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            raise ValueError(self._damaged(step)) from error
+
+    def _damaged(self, step: int) -> str:
+        return (
+            f"checkpoint {str(self.path(step))!r} is damaged and cannot be read; "
+            "delete that folder to continue from the checkpoint before it"
+        )
+
+    def close(self):
+        self._manager.close()
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the paths, types, shapes and bytes of all leaves: equal for identical trees.
+
+    Leaves spread over several processes enter by type and shape alone.
+
+    Example:
+      >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
+      True
+      >>> digest({"a": np.zeros(2)}) == digest({"a": -np.zeros(2)})
+      False
+    """
+    total = hashlib.sha256()
+    for name, leaf in sorted(_named_leaves(tree).items()):
+        total.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        if getattr(leaf, "is_fully_addressable", True):
+            total.update(np.asarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): _raw(leaf) for path, leaf in leaves}
+
+
+def _with_leaves(like: Any, arrays: dict[str, Any]) -> Any:
+    def pick(path, leaf):
+        array = arrays[jax.tree_util.keystr(path)]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return array
+
+    return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def _raw(leaf: Any) -> Any:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _kinds(leaves: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}

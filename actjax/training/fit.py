@@ -1,0 +1,144 @@
+"""The training loop: chunks of updates on the device, and between them rows and checkpoints."""
+
+import contextlib
+import os
+import pathlib
+import time
+from typing import Any
+
+from jax import Array
+
+from actjax.training.checkpoint import Checkpoints
+from actjax.training.metrics import MetricsFile, plain
+from actjax.training.progress import Progress
+from actjax.training.state import TrainState, own_state
+from actjax.training.step import TrainStep, make_chunk
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient was not finite; `step` is the number of the update, counted from 1."""
+
+    def __init__(self, step: int, saved: str):
+        super().__init__(f"the loss or its gradient is not finite at step {step}; {saved}")
+        self.step = step
+
+
+def fit(
+    train_step: TrainStep,
+    state: TrainState,
+    *,
+    key: Array,
+    steps: int,
+    data: Any = (),
+    directory: str | os.PathLike | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    description: str = "training",
+) -> TrainState:
+    """Trains until `steps` updates are done, `log_every` of them in each dispatch.
+
+    With a `directory` the run writes there and continues what it finds there: a row of metrics
+    every `log_every` updates (metrics.jsonl), a checkpoint every `checkpoint_every` and at the end
+    (checkpoints/STEP). Killed at any moment and called again with the same arguments, it ends with
+    the same bits as if it had not been. See `claim_folder` for a guard against other settings.
+
+    Args:
+      train_step: `(state, key, data) -> (state, metrics)`; see `make_train_step`.
+      state: where to begin; copied, so that the caller's arrays stay valid.
+      key: PRNG key of the run; update n uses `fold_in(key, n)`, n from 0.
+      steps: the number of updates in the whole run, those before a resumption included.
+      data: pytree of arrays handed to `train_step`.
+      directory: the folder of the run, or None to write nothing.
+      log_every: updates in one compiled dispatch, and between rows of metrics.
+      checkpoint_every: updates between checkpoints, a multiple of `log_every`.
+      description: shown beside the progress bar.
+
+    Returns:
+      The state after `steps` updates.
+
+    Raises:
+      ValueError: for counts below 1, or a checkpoint that is damaged or does not fit.
+      NonFiniteError: at the first loss or gradient that is not finite. The last checkpoint from
+        before it is kept.
+    """
+    _check_counts(steps, log_every, checkpoint_every)
+    state = own_state(state)
+    with contextlib.ExitStack() as open_files:
+        files = None
+        if directory is not None:
+            files = open_files.enter_context(RunFiles(directory))
+            state = files.restore(state)
+        done = int(state.step)
+        seconds = files.seconds if files else 0.0
+        progress = open_files.enter_context(Progress(description, total=steps, done=done))
+        chunks = {}  # by length: only the last one may be shorter
+        while done < steps:
+            began = time.perf_counter()
+            length = min(log_every - done % log_every, steps - done)
+            if length not in chunks:
+                chunks[length] = make_chunk(train_step, length)
+            state, bad_step, metrics = chunks[length](state, key, data)
+            if bad_step > 0:
+                raise NonFiniteError(int(bad_step), files.saved if files else "nothing is saved")
+            done += length
+            row = {"step": done, **{name: plain(value) for name, value in metrics.items()}}
+            passed = time.perf_counter() - began
+            seconds += passed
+            row["seconds"] = round(seconds, 3)
+            row["updates_per_second"] = round(length / passed, 1)
+            if files:
+                files.append(row)
+                if done % checkpoint_every == 0 or done == steps:
+                    files.save(done, state)
+            progress.update(done, row)
+    return state
+
+
+class RunFiles:
+    """The metrics and checkpoints in the folder of a run, as a context manager."""
+
+    def __init__(self, directory: str | os.PathLike):
+        directory = pathlib.Path(directory)
+        self._checkpoints = Checkpoints(directory / CHECKPOINTS)
+        self._step = self._checkpoints.latest() or 0
+        self._metrics = MetricsFile(directory / METRICS, step=self._step)
+        self.seconds = self._metrics.seconds
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The state of the newest checkpoint, or `state` where there is none."""
+        return own_state(self._checkpoints.restore(self._step, state)) if self._step else state
+
+    def append(self, row: dict[str, Any]):
+        self._metrics.append(row)
+
+    def save(self, step: int, state: TrainState):
+        self._checkpoints.save(step, state)
+        self._step = step
+
+    @property
+    def saved(self) -> str:
+        """Where the newest checkpoint is, in words."""
+        if not self._step:
+            return "no checkpoint was written before it"
+        return f"the last good checkpoint, {str(self._checkpoints.path(self._step))!r}, is kept"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._metrics.close()
+        self._checkpoints.close()
+
+
+def _check_counts(steps: int, log_every: int, checkpoint_every: int):
+    for name, value in (("steps", steps), ("log_every", log_every)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if checkpoint_every < 1 or checkpoint_every % log_every:
+        raise ValueError(
+            f"checkpoint_every is {checkpoint_every}; it must be a multiple of "
+            f"log_every = {log_every}"
+        )
