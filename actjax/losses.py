@@ -88,8 +88,8 @@ def accuracy(predictions: Array, targets: Array, mask: Array) -> Array:
       targets: the shape of `predictions`.
       mask: bool [B, T].
     """
-    right = (predictions == targets).astype(jnp.float32)
-    return _mean_where(right.mean(range(2, right.ndim)), mask)
+    right = jnp.equal(predictions, targets).astype(jnp.float32)
+    return _mean_where(right.mean(tuple(range(2, right.ndim))), mask)
 
 
 def sequence_error_rate(predictions: Array, targets: Array, mask: Array) -> Array:
@@ -102,12 +102,13 @@ def sequence_error_rate(predictions: Array, targets: Array, mask: Array) -> Arra
 
 def sequence_errors(predictions: Array, targets: Array, mask: Array) -> Array:
     """Which sequences have any mistake among the targets that count: bool [B]."""
-    wrong = (predictions != targets).any(axis=tuple(range(2, targets.ndim)))
+    wrong = jnp.not_equal(predictions, targets)
+    wrong = wrong.any(tuple(range(2, wrong.ndim)))
     return (wrong & mask).any(axis=1)
 
 
 def _over_targets(loss: Array) -> Array:
-    return loss.sum(range(2, loss.ndim))
+    return loss.sum(tuple(range(2, loss.ndim)))
 
 
 def _over_time(values: Array, mask: Array, over_time: str) -> Array:

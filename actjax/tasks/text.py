@@ -113,7 +113,7 @@ def read(path: str | pathlib.Path) -> np.ndarray:
         ) from error
     try:
         plain = _unpack(packed)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"data file {str(path)!r} is truncated or damaged and cannot be unpacked: {error}"
         ) from error
