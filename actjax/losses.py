@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from actjax.halting import Ponder
+
 OVER_TIME = ("sum", "mean")
 
 
@@ -105,6 +107,25 @@ def sequence_errors(predictions: Array, targets: Array, mask: Array) -> Array:
     wrong = jnp.not_equal(predictions, targets)
     wrong = wrong.any(tuple(range(2, wrong.ndim)))
     return (wrong & mask).any(axis=1)
+
+
+def ponder_metrics(ponder: Ponder, lengths: Array | None = None) -> dict[str, Array]:
+    """How long a batch was pondered, over all input steps that are not padding: float scalars.
+
+    Args:
+      ponder: the record of the batch, [B, T].
+      lengths: int [B], input steps of each sequence; T unless given.
+
+    Returns:
+      "ponder" and "ponder_max", mean and maximum of N + R (Graves 2016, eq 10), and
+      "ponder_steps", the mean of N ("mean repetitions" in Fojo 2018).
+    """
+    mask = _steps_mask(ponder.cost, lengths)
+    return {
+        "ponder": _mean_where(ponder.cost, mask),
+        "ponder_max": jnp.where(mask, ponder.cost, 0.0).max(),
+        "ponder_steps": _mean_where(ponder.steps.astype(ponder.cost.dtype), mask),
+    }
 
 
 def _over_targets(loss: Array) -> Array:

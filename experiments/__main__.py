@@ -1,0 +1,55 @@
+"""`python -m experiments NAME [options]`."""
+
+import importlib
+import sys
+
+from actjax.training import NonFiniteError
+
+# name -> (module with main(argv), what it does)
+EXPERIMENTS = {
+    "parity": ("experiments.parity", "learn the parity of a vector of bits"),
+    "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
+    "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs an experiment; the exit status is 0, 1 for a run that failed, 2 for wrong arguments."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *options = argv
+    if name not in EXPERIMENTS:
+        print(f"error: there is no experiment {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(EXPERIMENTS[name][0])
+    try:
+        module.main(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: add --resume to continue from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    width = max(map(len, EXPERIMENTS))
+    names = [f"  {name:{width}}  {what}" for name, (_, what) in EXPERIMENTS.items()]
+    return "\n".join(
+        [
+            "usage: python -m experiments NAME [options]",
+            "",
+            *names,
+            "",
+            "python -m experiments NAME --help explains the options of one.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""The network of every experiment: a recurrent core and a linear read-out of its outputs."""
+
+import functools
+import math
+
+import jax
+from flax import nnx
+from jax import Array
+
+import actjax
+from actjax import Ponder
+from experiments.options import Options
+
+CELLS = {"simple": nnx.SimpleCell, "gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
+GATES = {"simple": 1, "gru": 3, "lstm": 4}
+
+
+class Network(nnx.Module):
+    """A recurrent core and a read-out.
+
+    A linear read-out of the mean state is the mean of the read-outs (Graves 2016, eq 9; Fojo 2018,
+    eq 4.11), so it is applied once to each input.
+    """
+
+    def __init__(self, core: nnx.Module, out_features: int, *, rngs: nnx.Rngs):
+        self.core = core
+        self.readout = nnx.Linear(core.hidden_features, out_features, rngs=rngs)
+
+    def __call__(self, inputs: Array, lengths: Array | None = None) -> tuple[Array, Ponder]:
+        """Inputs [B, T, D] to logits [B, T, out_features] and the ponder record [B, T]."""
+        _, outputs, ponder = self.core(inputs, lengths=lengths)
+        return self.readout(outputs), ponder
+
+
+def make_network(options: Options, in_features: int, out_features: int) -> Network:
+    """The network that `options` describes; its weights are a function of the seed."""
+    rngs = nnx.Rngs(options.seed)
+    cell = CELLS[options.cell]
+    if options.init == "glorot":
+        cell = functools.partial(_glorot_cell, cell, GATES[options.cell])
+    shared = {"cell": cell, "rngs": rngs}
+    match options.model:
+        case "rnn":
+            core = actjax.RNN(in_features, options.hidden, **shared)
+        case "repeat":
+            core = actjax.Repeat(in_features, options.hidden, repeats=options.repeats, **shared)
+        case "act":
+            core = actjax.ACT(
+                in_features,
+                options.hidden,
+                max_steps=options.max_steps,
+                epsilon=options.epsilon,
+                halt_bias=options.halt_bias,
+                loop=options.loop,
+                lanes=options.lanes,
+                **shared,
+            )
+        case _:
+            raise ValueError(f"model is {options.model!r}; it must be one of rnn, act, repeat")
+    return Network(core, out_features, rngs=rngs)
+
+
+def _glorot_cell(cell, gates: int, in_features: int, hidden_features: int, **options):
+    """A cell whose weights start as one matrix [in + hidden, gates x hidden] would after Glorot.
+
+    Uniform on +-sqrt(6 / (fan in + fan out)): how TensorFlow 1 starts its cells, and so the code
+    of Fojo 2018.
+    """
+    limit = math.sqrt(6 / (in_features + (1 + gates) * hidden_features))
+
+    def uniform(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return cell(
+        in_features,
+        hidden_features,
+        kernel_init=uniform,
+        recurrent_kernel_init=uniform,
+        **options,
+    )

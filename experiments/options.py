@@ -1,0 +1,132 @@
+"""The options that every experiment has, and how a command line becomes a record of them."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The network, how it is trained, and where the run is kept."""
+
+    preset: str = "demo"
+    """The settings to start from; any option given beside it replaces that one setting."""
+
+    model: Literal["rnn", "act", "repeat"] = "act"
+    """rnn: one step of the cell for each input. repeat: a fixed number of steps. act: Adaptive
+    Computation Time, a learned number of steps."""
+    cell: Literal["simple", "gru", "lstm"] = "simple"
+    """The recurrent cell: a simple tanh cell, a GRU or an LSTM."""
+    hidden: int = 128
+    """Units of the cell."""
+    tau: float = 1e-3
+    """Time penalty of act: what one ponder step costs in the loss. Less means longer thought."""
+    ponder_budget: float | None = None
+    """Hold act's mean ponder cost at this number by moving tau, which is then only the start."""
+    repeats: int = 2
+    """Steps of the cell for each input, for repeat."""
+    max_steps: int = 100
+    """Most ponder steps act may take for an input (M)."""
+    epsilon: float = 0.01
+    """Act stops once its halting probabilities sum to 1 - epsilon."""
+    halt_bias: float = 1.0
+    """First bias of act's halting unit; a lower one makes it start with longer thought."""
+    over_time: Literal["sum", "mean"] = "sum"
+    """Whether loss and ponder cost are summed over a sequence (Graves) or averaged (Fojo)."""
+    init: Literal["glorot", "flax"] = "flax"
+    """First weights of the cell: uniform after Glorot, or Flax's own (Lecun and orthogonal)."""
+    loop: Literal["while", "scan"] = "while"
+    """How act runs: while costs the steps taken; scan costs max_steps and is the reference."""
+    lanes: int | None = None
+    """Rows computed side by side, for act; sequences wait for one. Default: the batch size."""
+
+    batch_size: int = 128
+    """Sequences in an update."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    steps: int = 10_000
+    """Updates in the whole run."""
+    seed: int = 0
+    """The run is a function of its options and this number."""
+    log_every: int = 100
+    """Updates between rows of metrics; as many run in one dispatch."""
+    checkpoint_every: int = 1000
+    """Updates between checkpoints."""
+
+    out: pathlib.Path | None = None
+    """Folder of the run. Default: runs/, then the experiment, the model and the seed."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in that folder from its last checkpoint."""
+
+
+Config = TypeVar("Config", bound=Options)
+
+
+def parse(experiment: str, presets: Mapping[str, Config], argv: Sequence[str]) -> Config:
+    """Reads a command line: the preset first, then the options given beside it.
+
+    Raises:
+      ValueError: for an unknown preset or a value out of range.
+    """
+    argv = list(argv)
+    name = _given(argv, "--preset") or next(iter(presets))
+    if name not in presets:
+        raise ValueError(f"preset is {name!r}; {experiment} has {', '.join(presets)}")
+    default = dataclasses.replace(presets[name], preset=name)
+    config = tyro.cli(
+        type(default),
+        prog=f"python -m experiments {experiment}",
+        description=type(default).__doc__,
+        default=default,
+        args=argv,
+    )
+    check(config)
+    return config
+
+
+def check(config: Options):
+    """Refuses options out of range, with one sentence."""
+    positive = ("hidden", "repeats", "max_steps", "batch_size", "steps", "log_every")
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if config.tau < 0:
+        raise ValueError(f"tau is {config.tau}; it must not be negative")
+    if not config.learning_rate > 0:
+        raise ValueError(f"learning_rate is {config.learning_rate}; it must be above 0")
+    if not 0 < config.epsilon < 1:
+        raise ValueError(f"epsilon is {config.epsilon}; it must be above 0 and below 1")
+    if config.lanes is not None and config.lanes < 1:
+        raise ValueError(f"lanes is {config.lanes}; it must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; it must not be negative")
+
+
+def run_folder(experiment: str, config: Options) -> pathlib.Path:
+    """Where the run is kept."""
+    return config.out or pathlib.Path("runs") / experiment / f"{label(config)}-seed{config.seed}"
+
+
+def label(config: Options) -> str:
+    """A short name of the model: "rnn", "repeat-3" or "act-tau0.001"."""
+    suffix = {"rnn": "", "repeat": f"-{config.repeats}", "act": f"-tau{config.tau:g}"}
+    return config.model + suffix[config.model]
+
+
+def as_json(experiment: str, config: Options) -> dict[str, Any]:
+    """What the run is a function of, as JSON can hold it: not where it is kept."""
+    values = dataclasses.asdict(config)
+    del values["out"], values["resume"]
+    return {"experiment": experiment, **values}
+
+
+def _given(argv: list[str], option: str) -> str | None:
+    for place, word in enumerate(argv):
+        if word == option and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(option + "="):
+            return word.removeprefix(option + "=")
+    return None

@@ -1,0 +1,146 @@
+"""What the experiments share: train a network in its folder, and write down what came out."""
+
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import rich.box
+import rich.console
+import rich.table
+
+import actjax
+from actjax import budget, training
+from actjax.training.step import Sample
+from experiments.network import Network
+from experiments.options import Options, as_json, label, run_folder
+
+SUMMARY = "summary.json"
+EVALUATION = "evaluation.json"
+
+
+def train(
+    experiment: str,
+    options: Options,
+    network: Network,
+    sample: Sample,
+    objective: Any,
+    *,
+    data: Any = (),
+    data_id: str | None = None,
+) -> tuple[Network, pathlib.Path]:
+    """Trains `network` and returns it with the folder of the run.
+
+    Args:
+      sample: `(key, data) -> Batch`.
+      objective: `(network, batch, tau) -> (loss, metrics)`, metrics with "ponder" among them.
+      data: arrays handed to `sample`.
+      data_id: what tells this data from any other; a resumed run must have the same.
+    """
+    folder = run_folder(experiment, options)
+    config = as_json(experiment, options) | {"data_sha256": data_id}
+    training.claim_folder(folder, config, resume=options.resume)
+    controller = make_controller(options)
+    optimizer = optax.adam(options.learning_rate)
+
+    def loss_fn(network, batch, tau_state):
+        loss, metrics = objective(network, batch, tau_state.tau)
+        return loss, {**metrics, "tau": tau_state.tau}
+
+    step = training.make_train_step(
+        sample,
+        loss_fn,
+        optimizer,
+        control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
+    )
+    state = training.fit(
+        step,
+        training.init_state(network, optimizer, extra=controller.init()),
+        key=jax.random.key(options.seed),
+        steps=options.steps,
+        data=data,
+        directory=folder,
+        log_every=options.log_every,
+        checkpoint_every=options.checkpoint_every,
+        description=f"{experiment} {label(options)}",
+    )
+    return state.model, folder
+
+
+def make_controller(options: Options) -> budget.TauController:
+    """Tau as the options want it: fixed, or moved to hold a ponder budget."""
+    if options.model != "act":
+        return budget.fixed(0.0)
+    if options.ponder_budget is None:
+        return budget.fixed(options.tau)
+    return budget.hold(options.ponder_budget, tau=options.tau)
+
+
+def finish(
+    experiment: str, options: Options, folder: pathlib.Path, evaluation: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes evaluation.json and summary.json, and returns the summary.
+
+    Args:
+      evaluation: figures of the trained network; scalars among them enter the summary.
+    """
+    training.write_json(folder / EVALUATION, evaluation)
+    last = training.read_metrics(folder / "metrics.jsonl")[-1]
+    scalars = {name: value for name, value in evaluation.items() if not isinstance(value, list)}
+    summary = {
+        "experiment": experiment,
+        "model": label(options),
+        "seed": options.seed,
+        "steps": last["step"],
+        "train": {name: last[name] for name in last if name not in ("step", "seconds")},
+        "evaluation": scalars,
+        "wall_time_seconds": last["seconds"],
+        "config": as_json(experiment, options),
+        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        **environment(),
+    }
+    if options.model == "act":
+        advice = budget.halting_advice(last["ponder_steps"], max_steps=options.max_steps)
+        summary["advice"] = advice
+    training.write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def environment() -> dict[str, Any]:
+    """The device and the versions a result came from."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+            "numpy": np.__version__,
+            "actjax": getattr(actjax, "__version__", "source"),
+        },
+    }
+
+
+def show(title: str, rows: list[dict[str, str]], *notes: str):
+    """Prints a table of rows, each a dict from a column's title to its cell, then notes."""
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    console = rich.console.Console(highlight=False)
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def notes(summary: dict[str, Any], folder: pathlib.Path) -> list[str]:
+    """What to say below a run's table: advice on its halting, and where it is kept."""
+    advice = [summary["advice"]] if summary.get("advice") else []
+    return [*advice, f"metrics, checkpoints and figures: {folder}"]

@@ -1,0 +1,217 @@
+"""Wikipedia, byte by byte: predict the next one (Graves 2016, section 3.5)."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from actjax import losses, training
+from actjax.tasks import text
+from experiments import figures, run
+from experiments.data import load_text
+from experiments.network import Network, make_network
+from experiments.options import Options, parse
+
+STRETCH = 120  # characters shown in a figure
+CONTEXT = 50  # characters read before them
+MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wikipedia(Options):
+    """Predict the next byte of Wikipedia, markup and all.
+
+    Presets: demo (a GRU of 128 units on windows of 50 bytes, minutes on two cores) and graves (an
+    LSTM of 1500 units on windows of 500 bytes, as in Graves 2016; for an accelerator).
+    """
+
+    window: int = 50
+    """Consecutive bytes in a sequence; the state starts at zero in each."""
+    data: str = "wikipedia"
+    """What to read: wikipedia (6 MB, part of this repository), enwik8 (downloaded once), or the
+    path of any file, plain or packed (.bz2, .gz, .zip)."""
+    held_out: float = 0.05
+    """Fraction at the end of the text which is never trained on and measures the result."""
+
+
+PRESETS = {
+    "demo": Wikipedia(
+        cell="gru",
+        hidden=128,
+        tau=1e-3,
+        over_time="mean",
+        max_steps=20,
+        batch_size=64,
+        learning_rate=2e-3,
+        steps=2000,
+        log_every=50,
+        checkpoint_every=500,
+    ),
+    "graves": Wikipedia(
+        cell="lstm",
+        hidden=1500,
+        tau=6e-3,
+        batch_size=16,
+        window=500,
+        learning_rate=1e-4,
+        steps=160_000,
+        checkpoint_every=1000,
+    ),
+}
+
+
+def main(argv: list[str]):
+    """Trains a network, measures it on held-out text, draws its figures and prints a table."""
+    options = parse("wikipedia", PRESETS, argv)
+    summary, folder = train(options)
+    found = summary["evaluation"]
+    error = found["bits_per_character_standard_error"]
+    run.show(
+        "Wikipedia, held-out text",
+        [
+            {
+                "model": summary["model"],
+                "updates": f"{summary['steps']:,}",
+                "bits per character": f"{found['bits_per_character']:.4f} +- {error:.4f}",
+                "ponder N + R": f"{found['ponder']:.2f}",
+                "largest": f"{found['ponder_max']:.1f}",
+                "time": f"{summary['wall_time_seconds']:.0f} s",
+            }
+        ],
+        *run.notes(summary, folder),
+    )
+
+
+def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
+    """One run from start to figures: its summary and its folder."""
+    corpus = load_text(options.data)
+    training_text, held_out = text.split(corpus, options.held_out)
+    check_sizes(options, training_text.size, held_out.size)
+    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
+
+    def sample(key, data):
+        return text.sample(key, options.batch_size, text=data, window=options.window)
+
+    network, folder = run.train(
+        "wikipedia",
+        options,
+        network,
+        sample,
+        make_objective(options.over_time),
+        data=jnp.asarray(training_text),
+        data_id=hashlib.sha256(corpus).hexdigest(),
+    )
+    evaluation = evaluate(network, held_out, options)
+    training.write_json(folder / "stretches.json", stretches(network, held_out))
+    summary = run.finish("wikipedia", options, folder, evaluation)
+    figures.draw(folder)
+    return summary, folder
+
+
+def check_sizes(options: Wikipedia, training_size: int, held_out_size: int):
+    """Refuses a text too short for its windows and figures."""
+    for name, size, least in (
+        ("training", training_size, options.window + 1),
+        ("held-out", held_out_size, max(options.window, CONTEXT + STRETCH) + 1),
+    ):
+        if size < least:
+            raise ValueError(
+                f"data {options.data!r} leaves {size} bytes for the {name} split; with "
+                f"window = {options.window} and held_out = {options.held_out} it needs {least}"
+            )
+
+
+def make_objective(over_time: str):
+    """`(network, batch, tau) -> (loss, metrics)`: cross-entropy and ponder cost (eq 12)."""
+
+    def objective(network: Network, batch, tau):
+        logits, ponder = network(batch.inputs)
+        cross_entropy = losses.softmax_cross_entropy(
+            logits, batch.targets, batch.mask, over_time=over_time
+        ).mean()
+        cost = losses.ponder_cost(ponder.cost, over_time=over_time).mean()
+        return cross_entropy + tau * cost, {
+            "bits_per_character": losses.bits_per_character(logits, batch.targets, batch.mask),
+            "accuracy": losses.accuracy(logits.argmax(-1), batch.targets, batch.mask),
+            **losses.ponder_metrics(ponder),
+        }
+
+    return objective
+
+
+def evaluate(network: Network, held_out: np.ndarray, options: Wikipedia) -> dict[str, Any]:
+    """Bits per character over the whole held-out text, in windows like those of training."""
+    size = options.batch_size
+    batch = text.windows(held_out, options.window, encoding="index")
+    count = batch.inputs.shape[0]
+    rows = min(size, count)
+    starts = np.arange(-(-count // rows)) * rows
+    picked = np.minimum(starts[:, None] + np.arange(rows), count - 1)  # the last is filled up
+
+    @jax.jit
+    def run_batches(network, inputs, targets):
+        def one(_, piece):
+            inputs, targets = piece
+            logits, ponder = network(jax.nn.one_hot(inputs, text.SYMBOLS))
+            mask = jnp.ones_like(targets, bool)
+            nats = losses.softmax_cross_entropy(logits, targets, mask, over_time="mean")
+            right = (logits.argmax(-1) == targets).mean(-1)
+            return None, (nats / jnp.log(2.0), right, ponder.cost.mean(-1), ponder.cost.max(-1))
+
+        return jax.lax.scan(one, None, (inputs, targets))[1]
+
+    records = run_batches(network, batch.inputs[picked], batch.targets[picked])
+    bits, right, ponder, ponder_max = (np.asarray(r).ravel()[:count] for r in records)
+    return {
+        "bits_per_character": float(bits.mean()),
+        "bits_per_character_standard_error": float(bits.std() / np.sqrt(count)),
+        "accuracy": float(right.mean()),
+        "ponder": float(ponder.mean()),
+        "ponder_max": float(ponder_max.max()),
+        "characters": int(count * options.window),
+    }
+
+
+def stretches(network: Network, held_out: np.ndarray) -> list[dict[str, Any]]:
+    """Ponder, loss and entropy along two stretches of held-out text, prose and markup.
+
+    Graves 2016, figures 23 and 24.
+    """
+    raw = held_out.tobytes()
+    last = held_out.size - STRETCH - CONTEXT - 1
+    markup = raw.find(MARKUP, CONTEXT, last + CONTEXT)
+    starts = {"prose": prose_start(raw, last)}
+    if markup >= 0:
+        starts["markup"] = markup - CONTEXT
+    return [
+        {"name": name, **stretch(network, held_out[start : start + CONTEXT + STRETCH + 1])}
+        for name, start in starts.items()
+    ]
+
+
+def prose_start(raw: bytes, last: int) -> int:
+    """The first place in the middle of the text whose stretch is plain prose, without markup."""
+    for start in range(min(len(raw) // 2, last), last + 1):
+        piece = raw[start : start + CONTEXT + STRETCH]
+        if piece[CONTEXT - 1 : CONTEXT] == b" " and not any(c in b"<>[]{}|=&\n'*" for c in piece):
+            return start
+    return min(len(raw) // 2, last)
+
+
+def stretch(network: Network, piece: np.ndarray) -> dict[str, Any]:
+    """The figures of each character of a piece but the first CONTEXT: lists of STRETCH."""
+    symbols = jnp.asarray(piece, jnp.int32)[None]
+    inputs, targets = symbols[:, :-1], symbols[:, 1:]
+    logits, ponder = network(jax.nn.one_hot(inputs, text.SYMBOLS))
+    log_p = jax.nn.log_softmax(logits)
+    loss = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0] / jnp.log(2.0)
+    shown = slice(CONTEXT, None)
+    return {
+        "bytes": inputs[0, shown].tolist(),
+        "ponder": ponder.cost[0, shown].tolist(),
+        "loss_bits": loss[0, shown].tolist(),
+        "entropy_bits": losses.entropy_bits(logits)[0, shown].tolist(),
+    }
