@@ -76,10 +76,11 @@ def make_chunk(train_step: TrainStep, length: int):
         (state, bad_step), metrics = lax.scan(
             body, (state, jnp.zeros_like(state.step)), length=length
         )
-        return state, bad_step, {name: _reduce(name, rows) for name, rows in metrics.items()}
+        return state, bad_step, {name: reduce_metrics(name, rows) for name, rows in metrics.items()}
 
     return jax.jit(chunk, donate_argnums=0)
 
 
-def _reduce(name: str, rows: Array) -> Array:
+def reduce_metrics(name: str, rows: Array) -> Array:
+    """One row of a metric out of many updates' [updates, ...]: the mean, or the largest."""
     return rows.max(0) if name.endswith("_max") else rows.mean(0)
