@@ -123,7 +123,7 @@ class RunFiles:
         """Where the newest checkpoint is, in words."""
         if not self._step:
             return "no checkpoint was written before it"
-        return f"the last good checkpoint, {str(self._checkpoints.path(self._step))!r}, is kept"
+        return f"the last good checkpoint {str(self._checkpoints.path(self._step))!r} is kept"
 
     def __enter__(self):
         return self

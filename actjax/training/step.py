@@ -49,7 +49,7 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         extra = state.extra if control is None else control(state.extra, metrics)
         return TrainState(state.step + 1, model, opt_state, extra), metrics
 

@@ -1,0 +1,265 @@
+"""Training: the step, resumption after a kill, rows, checkpoints and refusals.
+
+`python tests/test_training.py FOLDER` trains the small run of this file in FOLDER: what the test
+with SIGKILL starts, kills and starts again.
+"""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from actjax import training
+from actjax.training import metrics as metrics_files
+from actjax.training.progress import describe
+
+OPTIMIZER = optax.adam(0.05)
+STEPS = 60
+
+
+def sample(key, data):
+    x = jax.random.normal(key, (16, 3))
+    return x, jnp.sin(x @ data)
+
+
+def loss_fn(model, batch):
+    x, y = batch
+    error = jnp.tanh(x @ model["w"] + model["b"]).sum(-1) - y
+    return (error**2).mean(), {"error": jnp.abs(error).mean(), "error_max": jnp.abs(error).max()}
+
+
+TRAIN_STEP = training.make_train_step(sample, loss_fn, OPTIMIZER)
+DATA = jnp.array([1.0, -2.0, 0.5])
+KEY = jax.random.key(7)
+
+
+def first_state():
+    model = {"w": jax.random.normal(jax.random.key(1), (3, 4)), "b": jnp.zeros(4)}
+    return training.init_state(model, OPTIMIZER)
+
+
+def fit(directory, *, steps=STEPS, step=TRAIN_STEP, data=DATA, checkpoint_every=10):
+    return training.fit(
+        step,
+        first_state(),
+        key=KEY,
+        steps=steps,
+        data=data,
+        directory=directory,
+        log_every=5,
+        checkpoint_every=checkpoint_every,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted: its folder and its final state."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(folder)
+
+
+def figures(folder):
+    """The rows of a run without their times."""
+    rows = training.read_metrics(folder / "metrics.jsonl")
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "updates_per_second")} for row in rows
+    ]
+
+
+def test_fit_equals_a_loop_of_optax_updates(whole):
+    folder, state = whole
+    model, opt_state = first_state().model, first_state().opt_state
+    rows = []
+    for step in range(STEPS):
+        batch = sample(jax.random.fold_in(KEY, step), DATA)
+        (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
+        updates, opt_state = OPTIMIZER.update(gradient, opt_state)
+        model = optax.apply_updates(model, updates)
+        rows.append((loss, metrics["error_max"], optax.tree.norm(gradient)))
+    assert int(state.step) == STEPS
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.model, model)
+    found = figures(folder)
+    assert [row["step"] for row in found] == list(range(5, STEPS + 1, 5))
+    loss, largest, norm = np.array(rows).reshape(-1, 5, 3).transpose(2, 0, 1)
+    np.testing.assert_allclose([r["loss"] for r in found], loss.mean(1), rtol=1e-4)
+    np.testing.assert_allclose([r["error_max"] for r in found], largest.max(1), rtol=1e-4)
+    np.testing.assert_allclose([r["gradient_norm"] for r in found], norm.mean(1), rtol=1e-4)
+
+
+def test_a_run_continued_ends_with_the_same_bits(whole, tmp_path):
+    fit(tmp_path, steps=30)
+    state = fit(tmp_path)
+    assert training.digest(state) == training.digest(whole[1])
+    assert figures(tmp_path) == figures(whole[0])
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(whole, tmp_path):
+    folder = tmp_path / "run"
+    moments = [
+        lambda: (folder / "config.json").exists(),  # before anything is compiled
+        lambda: _rows(folder) >= 1,  # before there is a checkpoint
+        lambda: _saving(folder, 10),  # in the middle of writing the first
+        lambda: _saving(folder, 40),
+    ]
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, __file__, str(folder)])
+        _wait_until(moment, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, __file__, str(folder)], check=True)
+    checkpoints = training.Checkpoints(folder / "checkpoints")
+    assert checkpoints.latest() == STEPS
+    state = checkpoints.restore(STEPS, first_state())
+    assert training.digest(state) == training.digest(whole[1])
+    assert figures(folder) == figures(whole[0])
+
+
+def _wait_until(happened, process):
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def _rows(folder):
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _saving(folder, step):
+    return any((folder / "checkpoints").glob(f"{step}?*"))  # Orbax's name until it is whole
+
+
+def test_rows_behind_the_checkpoint_and_a_torn_row_are_removed(whole, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = (whole[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:4]) + rows[4][:20])
+    assert [row["step"] for row in training.read_metrics(path)] == [5, 10, 15, 20]
+    metrics_files.MetricsFile(path, step=10).close()
+    assert path.read_text() == "".join(rows[:2])
+    path.write_text(rows[0] + "not json\n" + rows[1])
+    with pytest.raises(ValueError, match="is damaged at line 2"):
+        training.read_metrics(path)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, whole, where):
+    def spoiled(state, key, data):
+        state, metrics = TRAIN_STEP(state, key, data)
+        name = "loss" if where == "loss" else "gradient_norm"
+        broken = jnp.where(state.step >= 33, jnp.nan, metrics[name])
+        return state, {**metrics, name: broken}
+
+    with pytest.raises(training.NonFiniteError, match=r"at step 33; .*/30' is kept") as e:
+        fit(tmp_path, step=spoiled)
+    assert e.value.step == 33
+    assert figures(tmp_path) == figures(whole[0])[:6]
+    state = fit(tmp_path)  # what was kept serves a run without the fault
+    assert training.digest(state) == training.digest(whole[1])
+
+
+def test_a_real_overflow_is_named_before_any_checkpoint(tmp_path):
+    with pytest.raises(training.NonFiniteError, match="at step 1; no checkpoint was written"):
+        fit(tmp_path, data=DATA * jnp.inf)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    fit(tmp_path, steps=20)
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    other = first_state()._replace(model={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
+    with pytest.raises(
+        ValueError, match=r"'w'\] is float32\[3, 4\] there and float32\[3, 5\] here"
+    ):
+        checkpoints.restore(20, other)
+    seal = next((tmp_path / "checkpoints" / "20" / "seal").glob("metadata"))
+    record = json.loads(seal.read_text())
+    seal.write_text(json.dumps({**record, "digest": "0" * 64}))  # as if an array had changed
+    with pytest.raises(ValueError, match=r"checkpoint .*20' is damaged and cannot be read"):
+        fit(tmp_path)
+    seal.write_text(seal.read_text()[:10])
+    with pytest.raises(ValueError, match=r"checkpoint .*20' is damaged and cannot be read"):
+        fit(tmp_path)
+
+
+def test_the_states_given_and_returned_stay_valid():
+    state = first_state()
+    after = training.fit(TRAIN_STEP, state, key=KEY, steps=5, data=DATA)
+    again = training.fit(TRAIN_STEP, state, key=KEY, steps=5, data=DATA)
+    assert training.digest(after) == training.digest(again)
+
+
+def test_nothing_is_traced_again_from_chunk_to_chunk():
+    traces = []
+
+    def counting(model, batch):
+        traces.append(1)
+        return loss_fn(model, batch)
+
+    step = training.make_train_step(sample, counting, OPTIMIZER)
+    for steps in (1, 30):
+        traces.clear()
+        training.fit(step, first_state(), key=KEY, steps=steps, data=DATA, log_every=1)
+        assert len(traces) == 1, steps
+
+
+def test_a_controller_reads_and_moves_what_the_state_carries():
+    step = training.make_train_step(
+        sample,
+        lambda model, batch, scale: (scale * loss_fn(model, batch)[0], {"scale": scale}),
+        OPTIMIZER,
+        control=lambda scale, metrics: scale * 2,
+    )
+    state = training.init_state(first_state().model, OPTIMIZER, extra=jnp.ones(()))
+    state, metrics = step(state, KEY, DATA)
+    state, metrics = step(state, KEY, DATA)
+    assert float(metrics["scale"]) == 2.0 and float(state.extra) == 4.0
+
+
+def test_a_folder_serves_one_run(tmp_path):
+    config = {"tau": 0.1, "steps": 10, "cell": "gru"}
+    folder = training.claim_folder(tmp_path / "run", config)
+    assert json.loads((folder / "config.json").read_text()) == config
+    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+        training.claim_folder(folder, config)
+    training.claim_folder(folder, {**config, "steps": 20}, resume=True)
+    with pytest.raises(ValueError, match=r"tau is 0\.2, but the run in .* with 0\.1: resume it"):
+        training.claim_folder(folder, {**config, "tau": 0.2}, resume=True)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json' is damaged"):
+        training.claim_folder(folder, config, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="which is a file; it must be a folder"):
+        training.claim_folder(tmp_path / "file", config)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"log_every": 0}, "log_every is 0; it must be at least 1"),
+        ({"checkpoint_every": 7}, "checkpoint_every is 7; it must be a multiple of log_every = 5"),
+    ],
+)
+def test_counts_out_of_range_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        training.fit(TRAIN_STEP, first_state(), key=KEY, **{"steps": 10, "log_every": 5, **options})
+
+
+def test_progress_is_silent_away_from_a_terminal(capsys):
+    training.fit(TRAIN_STEP, first_state(), key=KEY, steps=5, data=DATA)
+    assert capsys.readouterr() == ("", "")
+    row = {"loss": [1.0, 3.0], "bits_per_character": 2.5, "ponder": 3.25, "ponder_max": 9.0}
+    assert describe(row) == "loss 2.0000  bits/char 2.500  ponder 3.25  max 9.0"
+
+
+if __name__ == "__main__":
+    fit(training.claim_folder(pathlib.Path(sys.argv[1]), {"steps": STEPS}, resume=True))
