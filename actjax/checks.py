@@ -66,7 +66,8 @@ def check_lengths(lengths: Any, batch: int, time: int) -> None:
         )
     if isinstance(lengths, jax.core.Tracer):
         return  # values are not known while tracing; the loops clip them to [0, time]
-    low, high = int(np.min(lengths)), int(np.max(lengths))
+    values = np.asarray(lengths)
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high > time:
         bad = low if low < 0 else high
         raise ValueError(f"lengths must lie between 0 and the {time} inputs given, got {bad}.")
