@@ -8,8 +8,12 @@ from actjax.training import NonFiniteError
 # name -> (module with main(argv), what it does)
 EXPERIMENTS = {
     "parity": ("experiments.parity", "learn the parity of a vector of bits"),
+    "logic": ("experiments.logic", "apply chains of binary gates"),
+    "addition": ("experiments.addition", "add up decimal numbers"),
+    "sort": ("experiments.sort", "sort real numbers"),
     "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
+    "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
 }
 
 

@@ -34,7 +34,7 @@ class Network(nnx.Module):
 
 def make_network(options: Options, in_features: int, out_features: int) -> Network:
     """The network that `options` describes; its weights are a function of the seed."""
-    rngs = nnx.Rngs(options.seed)
+    rngs = nnx.Rngs(jax.random.key(options.seed))
     cell = CELLS[options.cell]
     if options.init == "glorot":
         cell = functools.partial(_glorot_cell, cell, GATES[options.cell])

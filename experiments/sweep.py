@@ -1,0 +1,309 @@
+"""Sweeps: a grid over models, time penalties and seeds, the members of a model trained together."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import shlex
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import Array
+
+from actjax import budget, training
+from actjax.training.sweep import Sweep, stack_states, sweep
+from experiments import addition, logic, parity, run, sort, synthetic
+from experiments.network import make_network
+from experiments.options import Options, as_json, label, parse
+from experiments.smoothing import smooth, solved_at
+
+PARITY = synthetic.Task(
+    name="parity",
+    presets=parity.PRESETS,
+    features=lambda options: (options.bits, 1),
+    sampler=parity.sampler,
+    objective=lambda options: parity.objective,
+    predict=logic.predict,
+)
+TASKS = {task.name: task for task in (PARITY, logic.TASK, addition.TASK, sort.TASK)}
+CURVE_POINTS = 120  # of a learning curve in the summary
+SUMMARY = "sweep.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A grid of runs. Options of the task itself follow as in `python -m experiments TASK`."""
+
+    models: str = "act"
+    """Which models, separated by commas: rnn, act, repeat."""
+    tau: str = "1e-3"
+    """Time penalties of act: numbers separated by commas; 1e-4:1e-1:log for i x 10^-j with i from 1
+    to 9, the grid of Graves 2016; or 1e-4:1e-1:12 for 12 equal ratios."""
+    repeats: str = "2"
+    """Numbers of repeats of repeat, separated by commas."""
+    seeds: int = 4
+    """Networks for each model and penalty, with seeds counted from 0."""
+    solved: float = 0.98
+    """A member has solved its task once its smoothed accuracy is this high."""
+    retire: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """End a member's training once it has solved its task."""
+    batching: str | None = None
+    """How a device works on its members: vmap, at once, or map, in turn, the default on a CPU."""
+    cpu_devices: int = 0
+    """CPU devices to spread members over; 0 for one a core."""
+    results: pathlib.Path | None = None
+    """Also write the summary here, a file of a few hundred kilobytes."""
+    out: pathlib.Path | None = None
+    """Folder of the sweep. Default: runs/sweep-TASK."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue the sweep in that folder."""
+
+
+def main(argv: list[str]):
+    """Trains the grid, measures every member and writes the summary its figures are drawn from."""
+    task, grid, options = read(argv)
+    set_cpu_devices(grid.cpu_devices)
+    folder = grid.out or pathlib.Path("runs") / f"sweep-{task.name}"
+    groups = plan(grid, options)
+    members, seconds = [], 0.0
+    for group in groups:
+        here = folder / group_name(group[0])
+        rows, spent = run_group(task, grid, group, here)
+        members += rows
+        seconds += spent
+    summary = {
+        "experiment": task.name,
+        "command": shlex.join(["python", "-m", "experiments", "sweep", *argv]),
+        "config": as_json(task.name, options),
+        "solved": grid.solved,
+        "retire": grid.retire,
+        "wall_time_seconds": round(seconds, 1),
+        **run.environment(),
+        "members": members,
+    }
+    training.write_json(folder / SUMMARY, summary)
+    if grid.results is not None:
+        grid.results.parent.mkdir(parents=True, exist_ok=True)
+        training.write_json(grid.results, summary)
+    run.show(f"Sweep: {task.name}", table(members), f"metrics, checkpoints and summary: {folder}")
+
+
+def read(argv: list[str]) -> tuple[synthetic.Task, Grid, Options]:
+    """The command line: the task's name, options of the grid and options of the task."""
+    names = ", ".join(TASKS)
+    if not argv or argv[0] not in TASKS | {"-h": 0, "--help": 0}:
+        raise ValueError(f"a sweep needs a task, one of {names}, as in: sweep parity --tau 1e-3")
+    task = TASKS.get(argv[0])
+    grid, rest = tyro.cli(
+        Grid,
+        prog="python -m experiments sweep TASK",
+        description=f"{Grid.__doc__} TASK is one of {names}.",
+        args=argv[1:] if task else ["--help"],
+        return_unknown_args=True,
+    )
+    options = parse(task.name, task.presets, rest)
+    if grid.seeds < 1:
+        raise ValueError(f"seeds is {grid.seeds}; it must be at least 1")
+    if not 0 < grid.solved <= 1:
+        raise ValueError(f"solved is {grid.solved}; it must be above 0 and at most 1")
+    return task, grid, options
+
+
+def plan(grid: Grid, options: Options) -> list[list[Options]]:
+    """The runs of the grid, in groups that one program trains: those that differ in tau and seed.
+
+    Raises:
+      ValueError: for an unknown model or a grid that cannot be read.
+    """
+    groups = []
+    for model in grid.models.split(","):
+        one = dataclasses.replace(options, model=model)
+        match model:
+            case "rnn":
+                kinds = [[one]]
+            case "repeat":
+                counts = _numbers("repeats", grid.repeats, int)
+                kinds = [[dataclasses.replace(one, repeats=count)] for count in counts]
+            case "act":
+                kinds = [[dataclasses.replace(one, tau=tau) for tau in taus(grid.tau)]]
+            case _:
+                raise ValueError(f"models holds {model!r}; each must be one of rnn, act, repeat")
+        for kind in kinds:
+            seeds = range(options.seed, options.seed + grid.seeds)
+            groups.append([dataclasses.replace(o, seed=seed) for o in kind for seed in seeds])
+    return groups
+
+
+def taus(text: str) -> list[float]:
+    """The time penalties that `text` names, ascending.
+
+    Example:
+      >>> taus("1e-2:1e-1:log")
+      [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1]
+      >>> taus("1e-4:1e-2:3")
+      [0.0001, 0.001, 0.01]
+    """
+    if ":" not in text:
+        return sorted(_numbers("tau", text, float))
+    try:
+        low, high, count = text.split(":")
+        low, high = float(low), float(high)
+        count = count if count == "log" else int(count)
+    except ValueError:
+        raise ValueError(f"tau is {text!r}; a range reads low:high:log or low:high:count") from None
+    if not 0 < low < high or (count != "log" and count < 2):
+        raise ValueError(f"tau is {text!r}; a range needs 0 < low < high and a count of at least 2")
+    if count == "log":
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        grid = [float(f"{i}e{j}") for j in decades for i in range(1, 10)]
+        return [tau for tau in grid if low * 0.999 <= tau <= high * 1.001]
+    return [float(f"{tau:.4g}") for tau in np.geomspace(low, high, count)]
+
+
+def run_group(
+    task: synthetic.Task, grid: Grid, group: list[Options], folder: pathlib.Path
+) -> tuple[list[dict[str, Any]], float]:
+    """Trains and measures one group: a summary for each member, and the seconds of training."""
+    options = group[0]
+    config = as_json(task.name, options) | {
+        "taus": [member.tau for member in group],
+        "seeds": [member.seed for member in group],
+        "retire": grid.solved if grid.retire else None,
+    }
+    training.claim_folder(folder, config, resume=grid.resume)
+    optimizer = optax.adam(options.learning_rate)
+    controller = run.make_controller(options)
+    objective = task.objective(options)
+
+    def loss_fn(network, batch, tau_state):
+        loss, metrics = objective(network, batch, tau_state.tau)
+        return loss, {**metrics, "tau": tau_state.tau}
+
+    train_step = training.make_train_step(
+        task.sampler(options),
+        loss_fn,
+        optimizer,
+        control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
+    )
+
+    def make_state(seed: Array, tau: Array):
+        network = make_network(dataclasses.replace(options, seed=seed), *task.features(options))
+        extra = controller.init()
+        extra = extra._replace(tau=tau) if options.model == "act" else extra
+        return training.init_state(network, optimizer, extra)
+
+    def retire(history):
+        return np.array(
+            [
+                solved_at(history["step"], column, grid.solved) is not None
+                for column in history["accuracy"].T
+            ]
+        )
+
+    seeds = jnp.array([member.seed for member in group])
+    result = sweep(
+        train_step,
+        stack_states(make_state, seeds, jnp.array([member.tau for member in group])),
+        keys=jax.vmap(jax.random.key)(seeds),
+        steps=options.steps,
+        directory=folder,
+        log_every=options.log_every,
+        rows_per_dispatch=10,
+        retire=retire if grid.retire else None,
+        batching=grid.batching,
+        description=f"{task.name} {group_name(options)} x {len(group)}",
+    )
+    batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
+    found = synthetic.evaluate(task, options, result.states.model, batches=batches)
+    seconds = float(result.history["seconds"][-1])
+    rows = [
+        member_summary(grid, member, result, index, found[index])
+        for index, member in enumerate(group)
+    ]
+    return rows, seconds
+
+
+def member_summary(
+    grid: Grid, options: Options, result: Sweep, index: int, found: dict[str, Any]
+) -> dict[str, Any]:
+    """What the figures and tables need of one member."""
+    ran = np.isfinite(result.history["accuracy"][:, index])
+    history = {
+        name: values[ran] if values.ndim == 1 else values[ran, index]
+        for name, values in result.history.items()
+    }
+    at = solved_at(history["step"], history["accuracy"], grid.solved)
+    act = options.model == "act"
+    advice = None
+    if act:
+        steps = float(history["ponder_steps"][-1])
+        advice = budget.halting_advice(steps, max_steps=options.max_steps)
+    return {
+        "model": label(options) if options.model != "act" else options.model,
+        "tau": options.tau if act else None,
+        "ponder_budget": options.ponder_budget if act else None,
+        "repeats": options.repeats if options.model == "repeat" else None,
+        "seed": options.seed,
+        "updates": int(history["step"][-1]) if ran.any() else 0,
+        "solved_at": at,
+        "diverged": bool(result.diverged[index]),
+        "smoothed_accuracy": round(float(smooth(history["accuracy"]).max()), 4),
+        "mean_ponder_steps": round(float(history["ponder_steps"].mean()), 4),
+        "tau_at_end": float(history["tau"][-1]),
+        "advice": advice,
+        "curve": curve(history),
+        "evaluation": found,
+    }
+
+
+def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """A learning curve thinned to `CURVE_POINTS`, each the mean of the rows it stands for."""
+    rows = len(history["step"])
+    parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
+    thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
+    for name in ("accuracy", "ponder", "ponder_steps", "loss", "tau"):
+        thinned[name] = [float(f"{history[name][part].mean():.5g}") for part in parts]
+    return thinned
+
+
+def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One printed row a member."""
+    return [
+        {
+            "model": member["model"],
+            "tau": "" if member["tau"] is None else f"{member['tau']:g}",
+            "seed": str(member["seed"]),
+            "updates": f"{member['updates']:,}",
+            "solved at": "-" if member["solved_at"] is None else f"{member['solved_at']:,}",
+            "error rate": f"{member['evaluation']['error']:.4f}",
+            "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
+            "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
+        }
+        for member in members
+    ]
+
+
+def group_name(options: Options) -> str:
+    return "act" if options.model == "act" else label(options)
+
+
+def set_cpu_devices(count: int):
+    """Asks for `count` CPU devices, or one a core, if no computation has run yet."""
+    if count < 0:
+        raise ValueError(f"cpu_devices is {count}; it must not be negative")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        jax.config.update("jax_num_cpu_devices", count or cores)
+    except RuntimeError:  # the devices are there already, with a program that called this one
+        return
+
+
+def _numbers(name: str, text: str, kind) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be numbers separated by commas") from None

@@ -1,0 +1,104 @@
+"""What logic, addition and sort share: one run from its options to its summary and figures."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+
+from actjax import losses
+from actjax.tasks.batch import Batch
+from experiments import evaluation, figures, run
+from experiments.network import Network, make_network
+from experiments.options import Options, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A synthetic task as its experiment, its sweep and its evaluation see it.
+
+    Attributes:
+      name: of the command.
+      presets: name -> options.
+      features: `options -> (in_features, out_features)`.
+      sampler: `options -> (key, data) -> Batch`.
+      objective: `options -> (network, batch, tau) -> (loss, metrics)`.
+      predict: logits to predictions, comparable with the targets.
+      levels: `options -> {difficulty: key -> Batch}` or None; see `evaluation.evaluate`.
+      example: a batch's row and its predictions in words, for the figures of single sequences.
+    """
+
+    name: str
+    presets: dict[str, Options]
+    features: Callable[[Options], tuple[int, int]]
+    sampler: Callable[[Options], Callable[..., Batch]]
+    objective: Callable[[Options], Callable[..., tuple[Array, dict[str, Array]]]]
+    predict: Callable[[Array], Array]
+    levels: Callable[[Options], dict[int, Callable[[Array], Batch]]] | None = None
+    example: Callable[..., dict[str, list[str]]] | None = None
+
+
+def main(task: Task, argv: list[str]):
+    """Trains a network, evaluates it, draws its figures and prints a table."""
+    options = parse(task.name, task.presets, argv)
+    network = make_network(options, *task.features(options))
+    sample = task.sampler(options)
+    network, folder = run.train(task.name, options, network, sample, task.objective(options))
+    networks = jax.tree.map(lambda leaf: leaf[None], network)
+    found = evaluate(task, options, networks)[0]
+    summary = run.finish(task.name, options, folder, found)
+    figures.draw(folder)
+    run.show(
+        task.name.capitalize(),
+        [
+            {
+                "model": summary["model"],
+                "updates": f"{summary['steps']:,}",
+                "sequence error rate": f"{found['error']:.4f}",
+                "ponder N + R": f"{found['ponder']:.2f}",
+                "largest": f"{found['ponder_max']:.1f}",
+                "time": f"{summary['wall_time_seconds']:.0f} s",
+            }
+        ],
+        *run.notes(summary, folder),
+    )
+
+
+def evaluate(task: Task, options: Options, networks: Network, **counts) -> list[dict[str, Any]]:
+    """`evaluation.evaluate` for networks trained on `task` with `options`, one row a member."""
+    key = jax.random.fold_in(jax.random.key(options.seed), evaluation.EVALUATION_KEY)
+    levels = task.levels(options) if task.levels else None
+    sample = jax.jit(task.sampler(options))
+    return evaluation.evaluate(networks, task.predict, sample, levels=levels, key=key, **counts)
+
+
+def make_objective(
+    options: Options,
+    cross_entropy: Callable[..., Array],
+    split: Callable[[Array], Array],
+    predict: Callable[[Array], Array],
+):
+    """The loss of eq 12, summed or averaged over a sequence as `options.over_time` says.
+
+    Args:
+      cross_entropy: `losses.sigmoid_cross_entropy` or `losses.softmax_cross_entropy`.
+      split: the network's outputs [B, T, out_features] to logits as `cross_entropy` takes them.
+      predict: outputs to predictions.
+    """
+
+    def objective(network: Network, batch: Batch, tau: Array):
+        outputs, ponder = network(batch.inputs, batch.lengths)
+        over_time = options.over_time
+        entropy = cross_entropy(split(outputs), batch.targets, batch.mask, over_time=over_time)
+        cost = losses.ponder_cost(ponder.cost, batch.lengths, over_time=over_time)
+        predictions = predict(outputs)
+        wrong = losses.sequence_error_rate(predictions, batch.targets, batch.mask)
+        return (entropy + tau * cost).mean(), {
+            "cross_entropy": entropy.mean(),
+            "accuracy": 1 - wrong,
+            "target_accuracy": losses.accuracy(predictions, batch.targets, batch.mask),
+            **losses.ponder_metrics(ponder, batch.lengths),
+        }
+
+    return objective
