@@ -1,6 +1,7 @@
 """The options that every experiment has, and how a command line becomes a record of them."""
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,11 +14,10 @@ class Options:
     """The network, how it is trained, and where the run is kept."""
 
     preset: str = "demo"
-    """The settings to start from; any option given beside it replaces that one setting."""
+    """Settings to start from; each option given beside it replaces one of them."""
 
     model: Literal["rnn", "act", "repeat"] = "act"
-    """rnn: one step of the cell for each input. repeat: a fixed number of steps. act: Adaptive
-    Computation Time, a learned number of steps."""
+    """Steps of the cell for each input: one (rnn), a learned number (act), a fixed one (repeat)."""
     cell: Literal["simple", "gru", "lstm"] = "simple"
     """The recurrent cell: a simple tanh cell, a GRU or an LSTM."""
     hidden: int = 128
@@ -79,7 +79,7 @@ def parse(experiment: str, presets: Mapping[str, Config], argv: Sequence[str]) -
     config = tyro.cli(
         type(default),
         prog=f"python -m experiments {experiment}",
-        description=type(default).__doc__,
+        description=inspect.cleandoc(type(default).__doc__),
         default=default,
         args=argv,
     )
@@ -93,6 +93,11 @@ def check(config: Options):
     for name in positive:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if config.checkpoint_every < 1 or config.checkpoint_every % config.log_every:
+        raise ValueError(
+            f"checkpoint_every is {config.checkpoint_every}; it must be a multiple of "
+            f"log_every = {config.log_every}"
+        )
     if config.tau < 0:
         raise ValueError(f"tau is {config.tau}; it must not be negative")
     if not config.learning_rate > 0:

@@ -74,8 +74,9 @@ def main(argv: list[str]):
 
 def train(options: Parity) -> tuple[dict[str, Any], Any]:
     """One run from start to figures: its summary and its folder."""
-    network = make_network(options, options.bits, 1)
-    network, folder = run.train("parity", options, network, sampler(options), objective)
+    sample = sampler(options)
+    network = make_network(options, run.input_size(sample), 1)
+    network, folder = run.train("parity", options, network, sample, objective)
     evaluation = evaluate(network, options)
     summary = run.finish("parity", options, folder, evaluation)
     figures.draw(folder)

@@ -42,6 +42,7 @@ def train(
       data: arrays handed to `sample`.
       data_id: what tells this data from any other; a resumed run must have the same.
     """
+    input_size(sample, data)
     folder = run_folder(experiment, options)
     config = as_json(experiment, options) | {"data_sha256": data_id}
     training.claim_folder(folder, config, resume=options.resume)
@@ -70,6 +71,11 @@ def train(
         description=f"{experiment} {label(options)}",
     )
     return state.model, folder
+
+
+def input_size(sample: Sample, data: Any = ()) -> int:
+    """D of the inputs that `sample` draws; wrong options of a task are refused here, unrun."""
+    return jax.eval_shape(sample, jax.random.key(0), data).inputs.shape[-1]
 
 
 def make_controller(options: Options) -> budget.TauController:

@@ -31,8 +31,7 @@ class Wikipedia(Options):
     window: int = 50
     """Consecutive bytes in a sequence; the state starts at zero in each."""
     data: str = "wikipedia"
-    """What to read: wikipedia (6 MB, part of this repository), enwik8 (downloaded once), or the
-    path of any file, plain or packed (.bz2, .gz, .zip)."""
+    """wikipedia (6 MB, in this repository), enwik8 (downloaded once), or the path of any file."""
     held_out: float = 0.05
     """Fraction at the end of the text which is never trained on and measures the result."""
 
@@ -89,12 +88,13 @@ def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
     """One run from start to figures: its summary and its folder."""
     corpus = load_text(options.data)
     training_text, held_out = text.split(corpus, options.held_out)
-    check_sizes(options, training_text.size, held_out.size)
-    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
 
     def sample(key, data):
         return text.sample(key, options.batch_size, text=data, window=options.window)
 
+    run.input_size(sample, training_text)
+    check_held_out(options, held_out.size)
+    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
     network, folder = run.train(
         "wikipedia",
         options,
@@ -111,17 +111,14 @@ def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
     return summary, folder
 
 
-def check_sizes(options: Wikipedia, training_size: int, held_out_size: int):
-    """Refuses a text too short for its windows and figures."""
-    for name, size, least in (
-        ("training", training_size, options.window + 1),
-        ("held-out", held_out_size, max(options.window, CONTEXT + STRETCH) + 1),
-    ):
-        if size < least:
-            raise ValueError(
-                f"data {options.data!r} leaves {size} bytes for the {name} split; with "
-                f"window = {options.window} and held_out = {options.held_out} it needs {least}"
-            )
+def check_held_out(options: Wikipedia, size: int):
+    """Refuses a held-out split too short for a window, or for a stretch to draw."""
+    least = max(options.window, CONTEXT + STRETCH) + 1
+    if size < least:
+        raise ValueError(
+            f"held_out is {options.held_out}, which leaves {size} bytes of {options.data!r} for "
+            f"the held-out split; it needs {least}"
+        )
 
 
 def make_objective(over_time: str):

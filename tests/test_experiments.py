@@ -1,0 +1,182 @@
+"""The experiments as a user runs them: two steps of each main, and every wrong argument."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from actjax import training
+from experiments import data, figures, parity, wikipedia
+from experiments.__main__ import main
+
+SMALL = ["--hidden", "8", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "1"]
+FILES = {"config.json", "metrics.jsonl", "evaluation.json", "summary.json", "curves.png"}
+
+
+def run_parity(folder, *options):
+    return main(["parity", *SMALL, "--bits", "4", "--out", str(folder), *options])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A small text of prose and markup."""
+    path = tmp_path_factory.mktemp("corpus") / "small.xml"
+    words = "so it goes on and on in plain words until the page comes to its end. " * 4
+    path.write_text("".join(f"<page><id>{i}</id>{words}</page>\n" for i in range(30)))
+    return path
+
+
+def test_parity_leaves_everything_in_its_folder(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run_parity(folder, "--model", "act", "--steps", "2", "--max-steps", "5") == 0
+    found = {path.name for path in folder.iterdir()}
+    assert found == FILES | {"checkpoints", "difficulty.png"}
+    assert [row["step"] for row in training.read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    summary = json.loads((folder / "summary.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    levels = evaluation["by_difficulty"]
+    assert [level["difficulty"] for level in levels] == [1, 2, 3, 4]
+    count = sum(level["count"] for level in levels)
+    error = sum(level["count"] * level["error"] for level in levels) / count
+    np.testing.assert_allclose(summary["evaluation"]["error"], error, rtol=1e-6)
+    assert summary["config"]["bits"] == 4 and summary["steps"] == 2 and summary["seed"] == 0
+    assert summary["device"] and summary["versions"]["jax"] and summary["command"]
+    printed = capsys.readouterr().out
+    assert "act-tau0.001" in printed and str(folder) in printed
+
+
+def test_a_resumed_experiment_equals_a_whole_one(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_parity(whole, "--model", "rnn", "--steps", "4") == 0
+    assert run_parity(parts, "--model", "rnn", "--steps", "2") == 0
+    assert run_parity(parts, "--model", "rnn", "--steps", "4", "--resume") == 0
+    one, other = (json.loads((f / "evaluation.json").read_text()) for f in (whole, parts))
+    assert one == other
+    rows = [training.read_metrics(folder / "metrics.jsonl") for folder in (whole, parts)]
+    assert [[r["step"], r["loss"]] for r in rows[0]] == [[r["step"], r["loss"]] for r in rows[1]]
+
+
+def test_wikipedia_leaves_everything_in_its_folder(tmp_path, corpus):
+    folder = tmp_path / "run"
+    options = ["--data", str(corpus), "--window", "6", "--held-out", "0.2", "--max-steps", "4"]
+    assert main(["wikipedia", *SMALL, *options, "--steps", "2", "--out", str(folder)]) == 0
+    found = {path.name for path in folder.iterdir()}
+    assert found == FILES | {
+        "checkpoints",
+        "stretches.json",
+        "stretch_prose.png",
+        "stretch_markup.png",
+    }
+    prose, markup = json.loads((folder / "stretches.json").read_text())
+    assert b"<" not in bytes(prose["bytes"]) or prose["name"] == "markup"
+    assert bytes(markup["bytes"]).startswith(b"<page>")
+    for piece in (prose, markup):
+        shown = len(piece["bytes"])
+        assert all(len(piece[key]) == shown for key in ("ponder", "loss_bits", "entropy_bits"))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert 7 < evaluation["bits_per_character"] < 9  # all but untrained: near 8
+    held_out = corpus.stat().st_size * 0.2
+    assert held_out - 6 <= evaluation["characters"] + 1 <= held_out + 1
+
+
+def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    row = {"step": 10, "accuracy": 0.5, "ponder": 2.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert [path.name for path in figures.draw(folder)] == ["curves.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["nothing"], "there is no experiment 'nothing'"),
+        (["parity", "--preset", "huge"], "preset is 'huge'; parity has demo, fojo, graves"),
+        (["wikipedia", "--preset=fojo"], "preset is 'fojo'; wikipedia has demo, graves"),
+        (["parity", "--tau", "-1"], "tau is -1.0; it must not be negative"),
+        (["parity", "--epsilon", "1"], "epsilon is 1.0; it must be above 0 and below 1"),
+        (["parity", "--steps", "0"], "steps is 0; it must be at least 1"),
+        (["parity", "--bits", "0"], "bits is 0; it must be at least 1"),
+        (["parity", "--log-every", "7"], "checkpoint_every is 1000; it must be a multiple of"),
+        (["wikipedia", "--window", "0"], "window is 0; it must be at least 1"),
+        (["wikipedia", "--data", "/nowhere"], "data file '/nowhere' cannot be read"),
+        (["wikipedia", "--window", "400000"], "held_out is 0.05, which leaves 304487 bytes"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_one_sentence(
+    argv, sentence, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sentence}")
+    assert not list(tmp_path.iterdir()), "a refused run must leave nothing behind"
+
+
+def test_a_folder_is_not_taken_over(tmp_path, capsys):
+    assert run_parity(tmp_path / "run", "--model", "rnn", "--steps", "1") == 0
+    assert run_parity(tmp_path / "run", "--model", "rnn", "--steps", "1") == 2
+    assert "holds a run already; add --resume" in capsys.readouterr().err
+    assert run_parity(tmp_path / "run", "--model", "rnn", "--seed", "1", "--resume") == 2
+    assert "seed is 1, but the run in" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys):
+    assert main([]) == 0
+    assert "wikipedia" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        main(["parity", "--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("--model", "--cell", "--tau", "--repeats", "--steps", "--seed", "--preset"):
+        assert option in printed
+    for option in ("--out", "--resume", "--loop", "--lanes", "--layout"):
+        assert option in printed
+
+
+def test_presets_are_the_papers_settings():
+    graves, fojo = parity.PRESETS["graves"], parity.PRESETS["fojo"]
+    for preset in (graves, fojo):
+        assert (preset.bits, preset.hidden, preset.cell) == (64, 128, "simple")
+        assert (preset.batch_size, preset.max_steps, preset.epsilon) == (128, 100, 0.01)
+        assert preset.halt_bias == 1.0
+    assert (graves.layout, graves.learning_rate, graves.steps) == ("scattered", 1e-4, 16_000_000)
+    assert (fojo.layout, fojo.learning_rate, fojo.steps) == ("prefix", 1e-3, 2_000_000)
+    assert (graves.over_time, fojo.over_time) == ("sum", "mean")
+    text = wikipedia.PRESETS["graves"]
+    assert (text.cell, text.hidden, text.window) == ("lstm", 1500, 500)
+    assert (text.learning_rate, text.steps, text.max_steps) == (1e-4, 160_000, 100)
+    assert text.tau == 6e-3 and text.epsilon == 0.01 and text.over_time == "sum"
+
+
+def test_the_embedded_text_is_the_one_it_should_be():
+    corpus = data.load_text("wikipedia")
+    assert corpus.size == 6_089_746
+    assert corpus[:10].tobytes() == b"<mediawiki"
+    assert "CC BY-SA" in data.EMBEDDED.with_name("ATTRIBUTION.md").read_text()
+
+
+def test_a_download_is_kept_and_checked(tmp_path):
+    source = tmp_path / "web" / "text.xml"
+    source.parent.mkdir()
+    source.write_bytes(b"some text to read")
+    wanted = data.Download(source.as_uri(), "0" * 64)
+    with pytest.raises(ValueError, match=r"is not text: its sha256 is [0-9a-f]{64}, expected 000"):
+        data.download("text", wanted, tmp_path / "cache")
+    kept = tmp_path / "cache" / "text.xml"
+    wanted = wanted._replace(sha256=hashlib.sha256(kept.read_bytes()).hexdigest())
+    source.unlink()  # it is there already: nothing is fetched
+    assert data.download("text", wanted, tmp_path / "cache") == kept
+    kept.unlink()
+    with pytest.raises(ValueError, match=r"text cannot be downloaded from .*pass its path with"):
+        data.download("text", wanted, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch, capsys):
+    closed = data.Download("http://127.0.0.1:9/enwik8.zip", "0" * 64)
+    monkeypatch.setitem(data.DOWNLOADS, "enwik8", closed)
+    monkeypatch.setenv("ACTJAX_CACHE", str(tmp_path))
+    assert main(["wikipedia", "--data", "enwik8"]) == 2
+    assert "fetch it where there is a network and pass its path" in capsys.readouterr().err
