@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: add --resume to continue from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe had enough, as in `... --help | head`
+        sys.stdout = None
     return 0
 
 

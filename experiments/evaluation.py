@@ -72,7 +72,7 @@ def evaluate(
 def by_difficulty(difficulty: np.ndarray, **values: np.ndarray) -> list[dict[str, float]]:
     """Mean and standard error of each of `values` at each difficulty."""
     return [
-        {"difficulty": int(level)}
+        {"difficulty": int(level), "count": int((difficulty == level).sum())}
         | _means({name: value[difficulty == level] for name, value in values.items()})
         for level in np.unique(difficulty)
     ]

@@ -5,66 +5,74 @@ import pathlib
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
-import scipy.signal
 
 from actjax.training import read_metrics
+from experiments.smoothing import WINDOW, smooth
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-WINDOW = 71  # rows, and a cubic: how Fojo 2018, section 6.4, smooths
-
 
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws all figures that the files in the folder of a run give: their paths."""
     folder = pathlib.Path(folder)
-    rows = read_metrics(folder / "metrics.jsonl")
-    drawn = [curves({folder.name: rows}, folder / "curves.png")]
-    evaluation = _load(folder / "evaluation.json")
-    if evaluation and "by_difficulty" in evaluation:
-        levels = {folder.name: evaluation["by_difficulty"]}
-        drawn.append(difficulty(levels, folder / "difficulty.png"))
-    for piece in _load(folder / "stretches.json") or []:
+    label = _load(folder / "summary.json", {}).get("model", folder.name)
+    drawn = [curves({label: [read_metrics(folder / "metrics.jsonl")]}, folder / "curves.png")]
+    levels = _load(folder / "evaluation.json", {}).get("by_difficulty")
+    if levels:
+        drawn.append(difficulty({label: [levels]}, folder / "difficulty.png"))
+    for piece in _load(folder / "stretches.json", []):
         drawn.append(stretch(piece, folder / f"stretch_{piece['name']}.png"))
     return drawn
 
 
-def curves(runs: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> pathlib.Path:
-    """Accuracy or bits per character, and ponder, against updates (Fojo 2018, figure 6.4)."""
-    any_row = next(iter(runs.values()))[-1]
-    name = "bits_per_character" if "bits_per_character" in any_row else "accuracy"
+def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> pathlib.Path:
+    """Accuracy or bits per character, and ponder, against updates (Fojo 2018, figure 6.4).
+
+    Args:
+      runs: label -> the rows of metrics of each of its runs, drawn in one color.
+    """
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True)
-    for color, (label, rows) in zip(_colors(len(runs)), runs.items(), strict=True):
-        updates = np.array([row["step"] for row in rows])
-        for axes, key in ((top, name), (bottom, "ponder")):
-            values = np.array([row[key] for row in rows], float)
-            axes.plot(updates, values, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(updates, smooth(values), color=color, label=label)
-    top.set_ylabel(name.replace("_", " "))
+    for (label, color), seeds in zip(_colors(runs), runs.values(), strict=True):
+        for number, rows in enumerate(seeds):
+            name = "bits_per_character" if "bits_per_character" in rows[-1] else "accuracy"
+            updates = [row["step"] for row in rows]
+            for axes, key in ((top, name), (bottom, "ponder")):
+                values = np.array([row[key] for row in rows], float)
+                smoothed = smooth(values, min(WINDOW, len(values) // 8 | 1))
+                axes.plot(updates, values, color=color, alpha=0.2, linewidth=0.8)
+                axes.plot(updates, smoothed, color=color, label=None if number else label)
+            top.set_ylabel(name.replace("_", " ") + " (training)")
     bottom.set_ylabel("ponder N + R")
     bottom.set_xlabel("updates")
     top.legend(fontsize="small")
     return _save(figure, path)
 
 
-def difficulty(levels: dict[str, list[dict[str, float]]], path: pathlib.Path) -> pathlib.Path:
-    """Ponder and error rate against difficulty, with standard errors (Graves 2016, figure 6)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
-    for color, (label, rows) in zip(_colors(len(levels)), levels.items(), strict=True):
-        x = [row["difficulty"] for row in rows]
-        for axes, key in ((left, "ponder"), (right, "error")):
-            y = np.array([row[key] for row in rows])
-            spread = np.array([row[f"{key}_standard_error"] for row in rows])
-            axes.plot(x, y, color=color, label=label)
-            axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.25, linewidth=0)
-    left.set_ylabel("ponder N + R")
-    right.set_ylabel("error rate")
-    right.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.set_xlabel("difficulty: bits")
-    left.legend(fontsize="small")
+def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path) -> pathlib.Path:
+    """Ponder and error rate against difficulty, with standard errors (Graves 2016, figure 6).
+
+    Args:
+      runs: label -> the rows "by_difficulty" of each of its runs, drawn in one color.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4))
+    for (label, color), seeds in zip(_colors(runs), runs.values(), strict=True):
+        for number, rows in enumerate(seeds):
+            x = [row["difficulty"] for row in rows]
+            for axes, key in zip(panels, ("ponder", "error"), strict=True):
+                y = np.array([row[key] for row in rows])
+                spread = np.array([row[f"{key}_standard_error"] for row in rows])
+                axes.plot(x, y, color=color, label=None if number else label)
+                axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
+    for axes, name in zip(panels, ("ponder N + R", "error rate"), strict=True):
+        axes.set_ylabel(name)
+        axes.set_xlabel("difficulty")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+    panels[0].legend(fontsize="small")
     return _save(figure, path)
 
 
@@ -96,14 +104,8 @@ def character(byte: int) -> str:
     return signs.get(byte, chr(byte) if 32 < byte < 127 else f"{byte:02x}")
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Savitzky-Golay over 71 rows with a cubic, or over as many rows as there are."""
-    window = min(WINDOW, len(values) - (len(values) + 1) % 2)
-    return scipy.signal.savgol_filter(values, window, 3) if window > 3 else values
-
-
-def _colors(count: int):
-    return [plt.get_cmap("tab10")(index % 10) for index in range(count)]
+def _colors(runs: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(label, plt.get_cmap("tab10")(place % 10)) for place, label in enumerate(runs)]
 
 
 def _save(figure, path: pathlib.Path) -> pathlib.Path:
@@ -113,5 +115,5 @@ def _save(figure, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _load(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+def _load(path: pathlib.Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default

@@ -7,9 +7,9 @@ WINDOW = 71  # rows
 ORDER = 3
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Savitzky-Golay over 71 rows with a cubic, or over as many rows as there are."""
-    window = min(WINDOW, len(values) - (len(values) + 1) % 2)
+    window = min(window, len(values) - (len(values) + 1) % 2)
     if window <= ORDER:
         return values
     return scipy.signal.savgol_filter(values, window, ORDER)

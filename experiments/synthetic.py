@@ -1,6 +1,7 @@
 """What logic, addition and sort share: one run from its options to its summary and figures."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,14 +42,8 @@ class Task:
 
 def main(task: Task, argv: list[str]):
     """Trains a network, evaluates it, draws its figures and prints a table."""
-    options = parse(task.name, task.presets, argv)
-    network = make_network(options, *task.features(options))
-    sample = task.sampler(options)
-    network, folder = run.train(task.name, options, network, sample, task.objective(options))
-    networks = jax.tree.map(lambda leaf: leaf[None], network)
-    found = evaluate(task, options, networks)[0]
-    summary = run.finish(task.name, options, folder, found)
-    figures.draw(folder)
+    summary, folder = train(task, parse(task.name, task.presets, argv))
+    found = summary["evaluation"]
     run.show(
         task.name.capitalize(),
         [
@@ -63,6 +58,18 @@ def main(task: Task, argv: list[str]):
         ],
         *run.notes(summary, folder),
     )
+
+
+def train(task: Task, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
+    """One run from start to figures: its summary and its folder."""
+    sample = task.sampler(options)
+    run.input_size(sample)
+    network = make_network(options, *task.features(options))
+    network, folder = run.train(task.name, options, network, sample, task.objective(options))
+    networks = jax.tree.map(lambda leaf: leaf[None], network)
+    summary = run.finish(task.name, options, folder, evaluate(task, options, networks)[0])
+    figures.draw(folder)
+    return summary, folder
 
 
 def evaluate(task: Task, options: Options, networks: Network, **counts) -> list[dict[str, Any]]:
