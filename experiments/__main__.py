@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
+    "figures": ("experiments.plots", "draw the papers' figures from the summaries of sweeps"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Literal
 
 import jax
@@ -126,13 +127,23 @@ def objective(options: Addition):
     return synthetic.make_objective(options, cross_entropy, split, predict)
 
 
-def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict[str, list[str]]:
+def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict[str, list]:
     """One sequence in words: the numbers read and the sums given (Graves 2016, figure 15)."""
     digits = inputs.reshape(len(inputs), addition.DIGITS, 10)
     read = ["".join(str(d.argmax()) for d in number if d.any()) for number in digits[:length]]
     given = ["".join("*" if d == addition.END else str(d) for d in row) for row in predictions]
     pairs = zip(given, mask, strict=True)
-    return {"inputs": read, "outputs": [g if m else "" for g, m in pairs][:length]}
+    outputs = [g if m else "" for g, m in pairs][:length]
+    return {"inputs": read, "outputs": outputs, "digits": _digits_summed(read)}
+
+
+def _digits_summed(read: list[str]) -> list[int]:
+    """Digits of the two numbers summed at each step: the sum so far and the number just read."""
+    before = [0, *itertools.accumulate(map(int, read))]
+    return [
+        len(number) + (len(str(total)) if t else 0)
+        for t, (number, total) in enumerate(zip(read, before, strict=False))
+    ]
 
 
 TASK = synthetic.Task(

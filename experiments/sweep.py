@@ -21,15 +21,7 @@ from experiments.network import make_network
 from experiments.options import Options, as_json, label, parse
 from experiments.smoothing import smooth, solved_at
 
-PARITY = synthetic.Task(
-    name="parity",
-    presets=parity.PRESETS,
-    features=lambda options: (options.bits, 1),
-    sampler=parity.sampler,
-    objective=lambda options: parity.objective,
-    predict=logic.predict,
-)
-TASKS = {task.name: task for task in (PARITY, logic.TASK, addition.TASK, sort.TASK)}
+TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
 CURVE_POINTS = 120  # of a learning curve in the summary
 SUMMARY = "sweep.json"
 
@@ -224,6 +216,10 @@ def run_group(
         member_summary(grid, member, result, index, found[index])
         for index, member in enumerate(group)
     ]
+    if task.example and options.model == "act":
+        errors = [(row["evaluation"]["error"], row["evaluation"]["ponder"]) for row in rows]
+        best = errors.index(min(errors))
+        rows[best]["examples"] = synthetic.examples(task, options, result.states.model, best)
     return rows, seconds
 
 
@@ -292,7 +288,11 @@ def group_name(options: Options) -> str:
 
 
 def set_cpu_devices(count: int):
-    """Asks for `count` CPU devices, or one a core, if no computation has run yet."""
+    """Asks for `count` CPU devices, or one a core, if no computation has run yet.
+
+    Each then works on one thread: members side by side use the cores better than one member's small
+    matrix products cut up between them.
+    """
     if count < 0:
         raise ValueError(f"cpu_devices is {count}; it must not be negative")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -300,6 +300,9 @@ def set_cpu_devices(count: int):
         jax.config.update("jax_num_cpu_devices", count or cores)
     except RuntimeError:  # the devices are there already, with a program that called this one
         return
+    if (count or cores) > 1:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def _numbers(name: str, text: str, kind) -> list:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
 from actjax import losses
@@ -78,6 +79,26 @@ def evaluate(task: Task, options: Options, networks: Network, **counts) -> list[
     levels = task.levels(options) if task.levels else None
     sample = jax.jit(task.sampler(options))
     return evaluation.evaluate(networks, task.predict, sample, levels=levels, key=key, **counts)
+
+
+def examples(task: Task, options: Options, networks: Network, index: int) -> list[dict[str, Any]]:
+    """A short, a middling and a long sequence as member `index` of an ensemble ponders them.
+
+    Each is the task's own words for inputs and outputs, and "ponder" (N + R) at every step.
+    """
+    network = jax.tree.map(lambda leaf: leaf[index], networks)
+    key = jax.random.fold_in(jax.random.key(options.seed), evaluation.EVALUATION_KEY)
+    batch = jax.jit(task.sampler(options))(key)
+    outputs, ponder = jax.jit(lambda n, b: n(b.inputs, b.lengths))(network, batch)
+    by_length = np.argsort(np.asarray(batch.lengths), stable=True)
+    shown = []
+    for row in by_length[[len(by_length) // 6, len(by_length) // 2, -1]]:
+        length = int(batch.lengths[row])
+        parts = (batch.inputs[row], task.predict(outputs)[row], batch.mask[row])
+        words = task.example(*map(np.asarray, parts), length)
+        cost = np.asarray(ponder.cost[row, :length], float).round(4)
+        shown.append(words | {"ponder": cost.tolist()})
+    return shown
 
 
 def make_objective(

@@ -1,0 +1,65 @@
+"""What the figures share: colours, groups of members, and how a figure is saved."""
+
+import pathlib
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+PLAIN = "0.25"
+
+
+def groups(members: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Members by model and setting, in the order plain, Repeat, ACT by falling tau."""
+
+    def order(member):
+        model = 0 if member["model"] == "rnn" else 1 if member["repeats"] else 2
+        return model, member["repeats"] or 0, -(member["tau"] or 0)
+
+    found = {}
+    for member in sorted(members, key=order):
+        found.setdefault(name(member), []).append(member)
+    return found
+
+
+def name(member: dict[str, Any]) -> str:
+    if member["model"] == "rnn":
+        return "without ACT"
+    if member["repeats"]:
+        return f"repeat {member['repeats']}"
+    if member["ponder_budget"]:
+        return f"budget {member['ponder_budget']:g} from τ {member['tau']:g}"
+    return f"τ {member['tau']:g}"
+
+
+def colors(names) -> dict[str, Any]:
+    """A colour each: grey for the plain network, a scale for the others in their order."""
+    scaled = [n for n in names if n != "without ACT"]
+    scale = plt.cm.viridis(np.linspace(0, 0.92, max(1, len(scaled))))
+    return {"without ACT": PLAIN} | dict(zip(scaled, scale, strict=True))
+
+
+def mean_and_error(values) -> tuple[float, float]:
+    """Mean over seeds and its standard error (0 for a single seed)."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def mean_curve(members, key) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of members' curves over their updates; one that ended early keeps its last value."""
+    steps = max((m["curve"]["step"] for m in members), key=lambda s: s[-1])
+    rows = [np.interp(steps, m["curve"]["step"], m["curve"][key]) for m in members]
+    return np.asarray(steps), np.mean(rows, axis=0)
+
+
+def save(figure, path: pathlib.Path) -> bool:
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return True
