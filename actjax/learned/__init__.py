@@ -1,0 +1,54 @@
+"""Optimizers that learn how to step and when to stop (Sander 2017).
+
+The way of the data: `features` of a gradient -> `network` (a coordinatewise LSTM) -> `heads` (a
+score of stopping, and what it means) -> `prior` and `elbo` (its distribution and its objective) ->
+`meta` and `training` (unrolling and learning it) -> `transform` and `stopping` (using it).
+"""
+
+from actjax.learned.elbo import amortisation_gap as amortisation_gap
+from actjax.learned.elbo import elbo as elbo
+from actjax.learned.elbo import horizon_elbo as horizon_elbo
+from actjax.learned.elbo import log_posterior as log_posterior
+from actjax.learned.elbo import oracle_logits as oracle_logits
+from actjax.learned.heads import Graves as Graves
+from actjax.learned.heads import Head as Head
+from actjax.learned.heads import Softmax as Softmax
+from actjax.learned.heads import StickBreaking as StickBreaking
+from actjax.learned.meta import LearnedOptimizer as LearnedOptimizer
+from actjax.learned.network import CoordinatewiseLSTM as CoordinatewiseLSTM
+from actjax.learned.prior import HorizonPrior as HorizonPrior
+from actjax.learned.stopping import MassRule as MassRule
+from actjax.learned.stopping import PriceRule as PriceRule
+from actjax.learned.stopping import sampled as sampled
+from actjax.learned.training import halting_objective as halting_objective
+from actjax.learned.training import init_meta as init_meta
+from actjax.learned.training import make_meta_step as make_meta_step
+from actjax.learned.training import summed_loss as summed_loss
+from actjax.learned.transform import act_optimizer as act_optimizer
+from actjax.learned.transform import lstm_optimizer as lstm_optimizer
+from actjax.learned.transform import minimize as minimize
+
+__all__ = [
+    "CoordinatewiseLSTM",
+    "Graves",
+    "Head",
+    "HorizonPrior",
+    "LearnedOptimizer",
+    "MassRule",
+    "PriceRule",
+    "Softmax",
+    "StickBreaking",
+    "act_optimizer",
+    "amortisation_gap",
+    "elbo",
+    "halting_objective",
+    "horizon_elbo",
+    "init_meta",
+    "log_posterior",
+    "lstm_optimizer",
+    "make_meta_step",
+    "minimize",
+    "oracle_logits",
+    "sampled",
+    "summed_loss",
+]

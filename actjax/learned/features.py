@@ -1,0 +1,59 @@
+"""What a coordinatewise network sees of a gradient."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
+    """Magnitude and sign of each coordinate (Andrychowicz 2016, appendix A): float [2, *shape].
+
+    (log|g| / p, sign g) where |g| >= e^-p, and (-1, e^p g) below, so that both stay within about
+    one for gradients of any scale.
+
+    Args:
+      gradient: any shape.
+      p: magnitudes below e^-p count as small; must be positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [[round(float(v), 3) for v in row] for row in log_sign(jnp.array([1.0, -1e-8]))]
+      [[0.0, -1.0], [1.0, -0.0]]
+    """
+    if not p > 0:
+        raise ValueError(f"p must be positive, got {p!r}")
+    floor = math.exp(-p)
+    size = jnp.abs(gradient)
+    large = size >= floor
+    magnitude = jnp.where(large, jnp.log(jnp.maximum(size, floor)) / p, -1.0)
+    direction = jnp.where(large, jnp.sign(gradient), gradient / floor)
+    return jnp.stack([magnitude, direction])
+
+
+def raw(gradient: jax.Array, p: float = 10.0) -> jax.Array:
+    """The gradient itself as the only feature: float [1, *shape]; p is not used."""
+    del p
+    return gradient[None]
+
+
+PREPROCESS = {"log_sign": log_sign, "raw": raw}
+
+
+def coordinates(tree) -> jax.Array:
+    """All leaves of a pytree laid end to end as float32: float [N]; [0] for a tree without any."""
+    leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    if len(leaves) == 1:
+        return leaves[0]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)
+
+
+def as_tree(values: jax.Array, like):
+    """The inverse of `coordinates`: float [N] cut up into the shapes and dtypes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    parts, start = [], 0
+    for leaf in leaves:
+        part = values[start : start + leaf.size] if len(leaves) > 1 else values
+        parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
+        start += leaf.size
+    return jax.tree.unflatten(structure, parts)

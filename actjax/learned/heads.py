@@ -1,0 +1,217 @@
+"""Three halting posteriors behind one interface: scores in, q(t) and an objective out.
+
+A `Head` turns what the optimizer sees at a step into one score per problem. What a score means is
+the posterior's business:
+
+    Softmax        score = increment of the halting logit        Sander 2017, eqs 11 to 13
+    StickBreaking  sigmoid(score) = chance to stop at this step  the author's later code
+    Graves         sigmoid(score) = halting unit h               Graves 2016, eqs 5 to 10
+
+Each works on whole curves (`log_posterior`, `objective`: [..., H], steps last, for training) and on
+one step at a time (`begin`, `advance`, for an optimizer at work), with the same numbers.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from actjax.checks import check_choice
+from actjax.halting import halting_weights
+from actjax.learned.elbo import amortisation_gap, elbo, log_posterior
+from actjax.learned.features import log_sign
+from actjax.learned.prior import HorizonPrior
+
+KINDS = ("softmax", "stick", "graves")
+GLOBAL_FEATURES = 6
+
+
+class HaltState(NamedTuple):
+    """The posterior of a problem up to now; every field has the shape of a score, [...]."""
+
+    count: jax.Array  # int32: steps scored
+    logit: jax.Array  # softmax: l_t. stick: log survival after t. graves: h_1 + ... + h_t
+    log_total: jax.Array  # softmax: L_t = log sum exp(l). Others: unused, 0
+    mass: jax.Array  # probability that computation has stopped by now
+    gain: jax.Array  # what going on promises over its price, in units of the KL weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """q(t|T) = softmax(l_1..l_T) with l the running sum of the scores, mixed over p(T)."""
+
+    prior: HorizonPrior
+    kl_weight: float = 1.0
+    bound: str = "act"
+
+    def log_posterior(self, scores):
+        return log_posterior(jnp.cumsum(scores, axis=-1), self.prior)
+
+    def objective(self, scores, log_likelihood):
+        logits = jnp.cumsum(scores, axis=-1)
+        return elbo(logits, log_likelihood, self.prior, kl_weight=self.kl_weight, bound=self.bound)
+
+    def gap(self, scores, log_likelihood):
+        """KL(q || q*) to the best posterior for these loss curves, nats."""
+        logits = jnp.cumsum(scores, axis=-1)
+        return amortisation_gap(logits, log_likelihood, self.prior, kl_weight=self.kl_weight)
+
+    def begin(self, like):
+        zero = jnp.zeros_like(like, jnp.float32)
+        return HaltState(zero.astype(jnp.int32), zero, zero - jnp.inf, zero, zero)
+
+    def advance(self, state: HaltState, score) -> HaltState:
+        """`mass` is the mass before t, 1 - q(t|T=t): what the June text has at inference."""
+        logit = state.logit + score
+        log_total = jnp.logaddexp(state.log_total, logit)
+        mass = -jnp.expm1(logit - log_total)
+        return HaltState(state.count + 1, logit, log_total, mass, score)
+
+
+@dataclasses.dataclass(frozen=True)
+class StickBreaking:
+    """q(t) = lambda_t prod_{s<t} (1 - lambda_s), what is left on the last step.
+
+    The divergence is the one to the geometric prior with its remainder on the last step,
+    sum_t S_t KL(Bern(lambda_t) || Bern(1 - nu)), S_t being the chance to get to step t.
+    """
+
+    prior: HorizonPrior
+    kl_weight: float = 1.0
+
+    def log_posterior(self, scores):
+        log_stop, log_survive = _log_hazards(scores)
+        return log_stop + log_survive
+
+    def objective(self, scores, log_likelihood):
+        log_stop, log_survive = _log_hazards(scores)
+        q = jnp.exp(log_stop + log_survive)
+        divergence = self._divergence(scores, log_survive, self._prior_scores(scores))
+        return jnp.sum(q * log_likelihood, axis=-1) - self.kl_weight * divergence
+
+    def gap(self, scores, log_likelihood):
+        """KL(q || q*) to the best posterior for these loss curves, nats."""
+        _, log_survive = _log_hazards(scores)
+        return self._divergence(scores, log_survive, self.oracle_scores(log_likelihood))
+
+    def oracle_scores(self, log_likelihood):
+        """The scores that maximise `objective`: q* is p(t) exp(log_likelihood / k), normalised."""
+        prior = self._prior_scores(log_likelihood)
+        log_stop, log_survive = _log_hazards(prior)
+        log_q = log_stop + log_survive + log_likelihood / self.kl_weight
+        after = jax.lax.cumlogsumexp(log_q, axis=log_q.ndim - 1, reverse=True)[..., 1:]
+        return jnp.concatenate([log_q[..., :-1] - after, prior[..., -1:]], axis=-1)
+
+    def _prior_scores(self, like):
+        odds = jnp.log1p(-self.prior.nu) - jnp.log(self.prior.nu)
+        return jnp.full_like(like, odds)
+
+    def _divergence(self, scores, log_survive, other):
+        stop = jax.nn.log_sigmoid(scores)
+        go = jax.nn.log_sigmoid(-scores)
+        each = jnp.exp(stop) * (stop - jax.nn.log_sigmoid(other))
+        each = each + jnp.exp(go) * (go - jax.nn.log_sigmoid(-other))
+        return jnp.sum((jnp.exp(log_survive) * each)[..., :-1], axis=-1)
+
+    def begin(self, like):
+        zero = jnp.zeros_like(like, jnp.float32)
+        return HaltState(zero.astype(jnp.int32), zero, zero, zero, zero)
+
+    def advance(self, state: HaltState, score) -> HaltState:
+        """`mass` is the probability of having stopped at t or before."""
+        log_survival = state.logit + jax.nn.log_sigmoid(-score)
+        mass = -jnp.expm1(log_survival)
+        return HaltState(state.count + 1, log_survival, state.log_total, mass, -score)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graves:
+    """The rule of `actjax.halting` with ponder cost `time_penalty` (N + R) and no prior."""
+
+    time_penalty: float = 1e-3
+    epsilon: float = 0.01
+
+    def log_posterior(self, scores):
+        return jnp.log(halting_weights(jax.nn.sigmoid(scores), epsilon=self.epsilon).weights)
+
+    def objective(self, scores, log_likelihood):
+        rule = halting_weights(jax.nn.sigmoid(scores), epsilon=self.epsilon)
+        gain = jnp.sum(rule.weights * log_likelihood, axis=-1)
+        return gain - self.time_penalty * (rule.steps + rule.remainder)
+
+    def begin(self, like):
+        zero = jnp.zeros_like(like, jnp.float32)
+        return HaltState(zero.astype(jnp.int32), zero, zero, zero, zero)
+
+    def advance(self, state: HaltState, score) -> HaltState:
+        """`mass` is h_1 + ... + h_t over 1 - epsilon, so that the rule stops at mass 1."""
+        total = state.logit + jax.nn.sigmoid(score)
+        mass = jnp.minimum(total / (1 - self.epsilon), 1.0)
+        return HaltState(state.count + 1, total, state.log_total, mass, -score)
+
+
+class Head(nnx.Module):
+    """Score of each problem from its pooled hidden state (June eq 13) and global features.
+
+    Args:
+      hidden_features: size of the optimizer network's last layer.
+      see_globals: also see `global_features`. Without them the head is the papers'.
+      width: units of a tanh layer between; 0 makes the head linear, w_q . h + b.
+      bias: initial score.
+      rngs: `nnx.Rngs` for the initial weights.
+    """
+
+    def __init__(
+        self,
+        hidden_features: int,
+        *,
+        see_globals: bool = True,
+        width: int = 16,
+        bias: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.see_globals = see_globals
+        inputs = hidden_features + (GLOBAL_FEATURES if see_globals else 0)
+        init = nnx.initializers.lecun_normal()
+        self.inner = nnx.Param(init(rngs.params(), (inputs, width)).T) if width else None
+        self.inner_bias = nnx.Param(jnp.zeros((width, 1))) if width else None
+        self.kernel = nnx.Param(jnp.zeros((width or inputs,)))
+        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+
+    def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
+        """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""
+        x = jnp.concatenate([pooled, features]) if self.see_globals else pooled
+        if self.inner is not None:
+            x = jnp.tanh(self.inner[...] @ x + self.inner_bias[...])
+        return self.kernel[...] @ x + self.bias[...]
+
+
+def global_features(loss, previous_loss, gradient_norm, count) -> jax.Array:
+    """What a problem looks like as a whole at step t: float [6, *shape].
+
+    The loss and its last change as log and sign, the log of the gradient's norm, and that of the
+    step number. At the first step the change is 0.
+    """
+    previous_loss = jnp.where(jnp.isnan(previous_loss), loss, previous_loss)
+    norm = log_sign(gradient_norm)[:1]
+    time = jnp.log1p(count.astype(jnp.float32)) / 5
+    return jnp.concatenate([log_sign(loss), log_sign(loss - previous_loss), norm, time[None]])
+
+
+def make_posterior(kind: str, prior: HorizonPrior, *, kl_weight: float, time_penalty: float = 1e-3):
+    """The posterior called `kind`: "softmax", "stick" or "graves"."""
+    check_choice("kind", kind, KINDS)
+    if kind == "graves":
+        return Graves(time_penalty)
+    return (Softmax if kind == "softmax" else StickBreaking)(prior, kl_weight)
+
+
+def _log_hazards(scores):
+    """log lambda_t and log prod_{s<t}(1 - lambda_s); the last step takes what is left."""
+    log_stop = jnp.concatenate(
+        [jax.nn.log_sigmoid(scores[..., :-1]), jnp.zeros_like(scores[..., :1])], axis=-1
+    )
+    going = jnp.cumsum(jax.nn.log_sigmoid(-scores[..., :-1]), axis=-1)
+    return log_stop, jnp.concatenate([jnp.zeros_like(scores[..., :1]), going], axis=-1)

@@ -1,0 +1,160 @@
+"""The optimizer's network: one small LSTM applied to every coordinate alike.
+
+Layout: the coordinates are the columns. A layer's hidden state is float [hidden, N], N being all
+coordinates of all parameters (and, in meta-training, of all problems). Inputs, hidden state and a
+row of ones lie on top of each other, so that a layer's gates are one product, bias included, and
+each gate is a contiguous block of its rows.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from actjax.checks import check_choice, check_positive
+from actjax.learned.features import PREPROCESS
+
+
+class LSTMState(NamedTuple):
+    """Recurrent state, one entry a layer."""
+
+    cell: tuple[jax.Array, ...]  # each [hidden, N]
+    hidden: tuple[jax.Array, ...]  # each [hidden, N]
+
+
+class CoordinatewiseLSTM(nnx.Module):
+    """Maps the gradient of a coordinate to its update (Andrychowicz 2016; Sander 2017, eq 2).
+
+    Args:
+      hidden_features: units of a layer; 20 in the papers.
+      layers: LSTM layers; 2 in the papers.
+      preprocess: "log_sign" or "raw", what the network sees of a gradient.
+      p: the argument of "log_sign".
+      see_params: also feed the raw value of the parameter.
+      output_scale: the update is this times the read-out of the last layer.
+      output_bias: give the read-out a bias; without one a coordinate has no drift of its own.
+      rngs: `nnx.Rngs` for the initial weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> network = CoordinatewiseLSTM(rngs=nnx.Rngs(0))
+      >>> state = network.initial_state(jnp.zeros(7))
+      >>> state, update = network(state, jnp.ones(7))
+      >>> update.shape, state.hidden[-1].shape
+      ((7,), (20, 7))
+    """
+
+    def __init__(
+        self,
+        hidden_features: int = 20,
+        *,
+        layers: int = 2,
+        preprocess: str = "log_sign",
+        p: float = 10.0,
+        see_params: bool = False,
+        output_scale: float = 0.1,
+        output_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("hidden_features", hidden_features)
+        check_positive("layers", layers)
+        check_choice("preprocess", preprocess, tuple(PREPROCESS))
+        self.hidden_features = hidden_features
+        self.preprocess = preprocess
+        self.p = p
+        self.see_params = see_params
+        self.output_scale = output_scale
+        inputs = (2 if preprocess == "log_sign" else 1) + see_params
+        bound = 1 / math.sqrt(hidden_features)
+
+        def uniform(*shape):
+            return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+
+        forget = jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), hidden_features)[:, None]
+        # A layer's columns: its inputs, its own hidden state, the bias (1 for the forget gate).
+        self.kernels = nnx.List()
+        for size in [inputs] + [hidden_features] * (layers - 1):
+            weights = uniform(4 * hidden_features, size + hidden_features)
+            self.kernels.append(nnx.Param(jnp.concatenate([weights, forget], axis=1)))
+        self.output_kernel = nnx.Param(uniform(hidden_features))
+        self.output_bias = nnx.Param(jnp.zeros(())) if output_bias else None
+
+    def initial_state(self, like: jax.Array) -> LSTMState:
+        """Zeros for the coordinates `like`, [N], from which sharding and device are taken."""
+        column = jnp.zeros_like(like, jnp.float32)
+        zeros = column[None] + jnp.zeros((self.hidden_features, 1))
+        layers = len(self.kernels)
+        return LSTMState((zeros,) * layers, (zeros,) * layers)
+
+    def __call__(
+        self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
+    ) -> tuple[LSTMState, jax.Array]:
+        """One step for all coordinates.
+
+        Args:
+          state: of these N coordinates.
+          gradient: float [N].
+          params: float [N], needed where the network was made with `see_params`.
+
+        Returns:
+          The next state and the update, float [N], to be added to the parameters.
+        """
+        x = PREPROCESS[self.preprocess](gradient, self.p)
+        if self.see_params:
+            if params is None:
+                raise ValueError("params must be given to a network with see_params=True, got None")
+            x = jnp.concatenate([x, params[None]])
+        one = jnp.ones_like(x[:1])
+        cells, hiddens = [], []
+        for kernel, cell, hidden in zip(self.kernels, state.cell, state.hidden, strict=True):
+            z = kernel[...] @ jnp.concatenate([x, hidden, one])
+            cell, x = lstm_gates(z, cell)
+            cells.append(cell)
+            hiddens.append(x)
+        update = self.output_kernel[...] @ hiddens[-1]
+        if self.output_bias is not None:
+            update = update + self.output_bias[...]
+        return LSTMState(tuple(cells), tuple(hiddens)), self.output_scale * update
+
+
+@jax.custom_vjp
+def lstm_gates(z: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The elementwise half of an LSTM: gates z [4 hidden, N] in the order i, f, o, g -> (c, h).
+
+    Its derivative keeps z and c alone and works the gates out again: reading six more arrays back
+    from memory costs more than their arithmetic. Reverse mode only.
+    """
+    return _lstm_gates(z, cell)[0]
+
+
+def _lstm_gates(z, cell):
+    i, f, o, g = jnp.split(z, 4)
+    i, f, o, g = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(g)
+    after = f * cell + i * g
+    squashed = jnp.tanh(after)
+    return (after, o * squashed), (i, f, o, g, squashed)
+
+
+def _lstm_gates_forward(z, cell):
+    return lstm_gates(z, cell), (z, cell)
+
+
+def _lstm_gates_backward(saved, cotangents):
+    z, cell = saved
+    d_cell, d_hidden = cotangents
+    _, (i, f, o, g, squashed) = _lstm_gates(z, cell)
+    d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
+    parts = (
+        d_cell * g * i * (1 - i),
+        d_cell * cell * f * (1 - f),
+        d_hidden * squashed * o * (1 - o),
+        d_cell * i * (1 - g * g),
+    )
+    return jnp.concatenate(parts), d_cell * f
+
+
+lstm_gates.defvjp(_lstm_gates_forward, _lstm_gates_backward)
+

@@ -1,0 +1,187 @@
+"""One meta-update as a `train_step` for `actjax.training.fit`, validation and best model included.
+
+Two objectives:
+
+    sum of losses   truncated backpropagation: windows of W steps over a horizon of H, the paper's
+                    way to train the LSTM optimizer (section 5.1)
+    halting         a whole horizon unrolled at once, its states kept every W steps: the posterior
+                    over halting steps is normalised over the horizon, so windows would bias it
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from actjax.checks import check_positive
+from actjax.learned import meta
+from actjax.learned.problems.family import Family
+from actjax.training.state import TrainState, init_state
+
+MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands to every update
+
+
+class MetaExtra(NamedTuple):
+    """What a meta-training run carries besides the optimizer's parameters."""
+
+    rollout: meta.Rollout  # the problems in progress
+    best: meta.LearnedOptimizer  # the parameters with the lowest validation loss so far
+    best_loss: jax.Array
+    validation_loss: jax.Array  # of the last validation; inf before the first
+
+
+class Objective(NamedTuple):
+    """What a batch of curves costs: `(losses [S, B], scores [S, B]) -> (loss [], metrics)`."""
+
+    cost: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    whole: bool  # whether it must see the whole horizon at once
+
+
+def summed_loss() -> Objective:
+    """The sum over steps of the mean loss over problems (June eqs 1 and 19)."""
+
+    def cost(losses, scores):
+        del scores
+        return losses.mean(-1).sum(), {"final_loss": losses[-1].mean()}
+
+    return Objective(cost, whole=False)
+
+
+def halting_objective(posterior, *, gap_weight: float = 0.0) -> Objective:
+    """Minus the mean of the posterior's objective over problems (June eq 22).
+
+    Args:
+      posterior: one of `heads`.
+      gap_weight: adds this times KL(q || q*), q* being the best posterior for the curves as they
+        are, without a gradient through them. It trains the head directly.
+    """
+
+    def cost(losses, scores):
+        gain, scores = -losses.T, scores.T
+        value = posterior.objective(scores, gain).mean()
+        log_q = posterior.log_posterior(scores)
+        q, steps = jnp.exp(log_q), jnp.arange(1, losses.shape[0] + 1)
+        metrics = {
+            "objective": value,
+            "halting_step": jnp.sum(q * steps, -1).mean(),
+            "halted_loss": jnp.sum(q * losses.T, -1).mean(),
+            "final_loss": losses[-1].mean(),
+        }
+        if gap_weight:
+            gap = posterior.gap(scores, lax.stop_gradient(gain)).mean()
+            metrics["amortisation_gap"] = gap
+            return gap_weight * gap - value, metrics
+        return -value, metrics
+
+    return Objective(cost, whole=True)
+
+
+def make_meta_step(
+    make_family: MakeFamily,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int = 125,
+    horizon: int = 100,
+    window: int = 20,
+    second_order: bool = False,
+    train_network: bool = True,
+    validate_every: int = 800,
+    validation_size: int = 1000,
+    validation_seed: int = 1,
+):
+    """Builds `(state, key, data) -> (state, metrics)` for `actjax.training.fit`.
+
+    Args:
+      make_family: `data -> Family`, called inside the compiled step so that data is its argument.
+      objective: `summed_loss()` or `halting_objective(posterior)`.
+      optimizer: the meta-optimizer.
+      batch_size: problems in an update (L).
+      horizon: H, updates taken on a problem.
+      window: steps between truncations, or between kept states for a whole-horizon objective; it
+        must divide `horizon`.
+      second_order: see `meta.unroll`.
+      train_network: with False only the halting head learns.
+      validate_every: meta-updates between validations; the best parameters are kept.
+      validation_size: problems in the fixed validation set.
+      validation_seed: draws that set; the run's own seed plays no part in it.
+    """
+    for name, value in (("batch_size", batch_size), ("horizon", horizon), ("window", window)):
+        check_positive(name, value)
+    if horizon % window:
+        raise ValueError(f"window must divide horizon = {horizon}, got {window}")
+
+    def unroll(learned, family, rollout):
+        steps = horizon if objective.whole else window
+        chunk = window if objective.whole and window < horizon else None
+        return meta.unroll(learned, family, rollout, steps, second_order=second_order, chunk=chunk)
+
+    def loss_fn(learned, family, rollout):
+        if not train_network:
+            learned = meta.LearnedOptimizer(lax.stop_gradient(learned.network), learned.head)
+        rollout, curves = unroll(learned, family, rollout)
+        loss, metrics = objective.cost(*curves)
+        return loss, (lax.stop_gradient(rollout), metrics)
+
+    def validate(learned, family):
+        key = jax.random.key(validation_seed)
+        rollout = meta.start(learned.network, family, key, validation_size)
+        _, curves = meta.unroll(learned, family, rollout, horizon)
+        return objective.cost(*curves)[0]
+
+    def step(state: TrainState, key, data: Any = ()):
+        family = make_family(data)
+        extra = state.extra
+
+        def fresh():
+            return meta.start(state.model.network, family, key, batch_size)
+
+        windows = 1 if objective.whole else horizon // window
+        rollout = lax.cond(state.step % windows == 0, fresh, lambda: extra.rollout)
+        (loss, (rollout, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.model, family, rollout
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        count = state.step + 1
+
+        def check():
+            found = validate(model, family)
+            better = found < extra.best_loss
+            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), model, extra.best)
+            return best, jnp.minimum(found, extra.best_loss), found
+
+        best, best_loss, validation_loss = lax.cond(
+            count % validate_every == 0,
+            check,
+            lambda: (extra.best, extra.best_loss, extra.validation_loss),
+        )
+        extra = MetaExtra(rollout, best, best_loss, validation_loss)
+        metrics = {
+            "loss": loss,
+            **metrics,
+            "validation_loss": validation_loss,
+            "gradient_norm": optax.tree.norm(gradient),
+        }
+        return TrainState(count, model, opt_state, extra), metrics
+
+    return step
+
+
+def init_meta(
+    learned: meta.LearnedOptimizer,
+    optimizer: optax.GradientTransformation,
+    make_family: MakeFamily,
+    data: Any = (),
+    *,
+    batch_size: int = 125,
+) -> TrainState:
+    """The state before the first meta-update."""
+    rollout = jax.jit(
+        lambda data: meta.start(learned.network, make_family(data), jax.random.key(0), batch_size)
+    )(data)
+    worst = jnp.asarray(jnp.inf)
+    return init_state(learned, optimizer, MetaExtra(rollout, learned, worst, worst))
