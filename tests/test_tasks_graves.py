@@ -140,6 +140,7 @@ def test_sort_ranks_numbers():
         assert np.flatnonzero(batch.mask[row]).tolist() == list(range(count, 2 * count))
         assert not batch.inputs[row, count:].any()
         assert (batch.difficulty[row, : 2 * count] == count).all()
+    assert batch.mask.dtype == bool
     assert_uniform(batch.lengths // 2, 2, 15)
     assert_clean_padding(batch)
     reading = np.arange(30) < batch.lengths[:, None] // 2

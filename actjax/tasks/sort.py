@@ -57,7 +57,7 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
     return Batch(
         inputs=jnp.stack([numbers, last], axis=-1),
         targets=jnp.where(answering, jnp.take_along_axis(ranking, rank, axis=1), 0),
-        mask=answering.astype(jnp.float32),
+        mask=answering,
         lengths=2 * counts[:, 0],
         difficulty=counts * inside,
     )
