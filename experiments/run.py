@@ -1,5 +1,6 @@
 """What the experiments share: train a network in its folder, and write down what came out."""
 
+import json
 import pathlib
 import platform
 import shlex
@@ -117,6 +118,11 @@ def finish(
     return summary
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """What `training.write_json` wrote."""
+    return json.loads(path.read_text())
+
+
 def environment() -> dict[str, Any]:
     """The device and the versions a result came from."""
     device = jax.devices()[0]
@@ -140,10 +146,14 @@ def show(title: str, rows: list[dict[str, str]], *notes: str):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
         table.add_row(*row.values())
-    console = rich.console.Console(highlight=False)
-    console.print(table)
+    rich.console.Console(highlight=False).print(table)
+    show_notes(*notes)
+
+
+def show_notes(*notes: str):
+    """Prints notes, one a line."""
     for note in notes:
-        console.print(note, soft_wrap=True)
+        print(note)
 
 
 def notes(summary: dict[str, Any], folder: pathlib.Path) -> list[str]:

@@ -17,6 +17,14 @@ from experiments.options import Options, parse
 
 STRETCH = 120  # characters shown in a figure
 CONTEXT = 50  # characters read before them
+KINDS = {
+    "a letter": b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    "a digit": b"0123456789",
+    "a space": b" ",
+    "a new line": b"\n",
+    "punctuation": b".,;:!?",
+    "markup": b"<>[]{}|=&*#/'",
+}
 MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
 
 
@@ -156,20 +164,35 @@ def evaluate(network: Network, held_out: np.ndarray, options: Wikipedia) -> dict
             mask = jnp.ones_like(targets, bool)
             nats = losses.softmax_cross_entropy(logits, targets, mask, over_time="mean")
             right = (logits.argmax(-1) == targets).mean(-1)
-            return None, (nats / jnp.log(2.0), right, ponder.cost.mean(-1), ponder.cost.max(-1))
+            return None, (nats / jnp.log(2.0), right, ponder.cost, ponder.steps)
 
         return jax.lax.scan(one, None, (inputs, targets))[1]
 
     records = run_batches(network, batch.inputs[picked], batch.targets[picked])
-    bits, right, ponder, ponder_max = (np.asarray(r).ravel()[:count] for r in records)
+    bits, right, ponder, steps = (
+        np.asarray(record).reshape(-1, *record.shape[2:])[:count] for record in records
+    )
     return {
         "bits_per_character": float(bits.mean()),
         "bits_per_character_standard_error": float(bits.std() / np.sqrt(count)),
         "accuracy": float(right.mean()),
         "ponder": float(ponder.mean()),
-        "ponder_max": float(ponder_max.max()),
+        "ponder_max": float(ponder.max()),
+        "ponder_steps": float(steps.mean()),
         "characters": int(count * options.window),
+        "by_kind": by_kind(np.asarray(batch.inputs), ponder),
     }
+
+
+def by_kind(inputs: np.ndarray, ponder: np.ndarray) -> list[dict[str, Any]]:
+    """Mean ponder, with its standard error, after each kind of byte."""
+    rows = []
+    for kind, members in KINDS.items():
+        here = ponder[np.isin(inputs, np.frombuffer(members, np.uint8))]
+        if here.size:
+            row = {"kind": kind, "count": here.size, "ponder": float(here.mean())}
+            rows.append(row | {"ponder_standard_error": float(here.std() / np.sqrt(here.size))})
+    return rows
 
 
 def stretches(network: Network, held_out: np.ndarray) -> list[dict[str, Any]]:
