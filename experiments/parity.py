@@ -27,7 +27,7 @@ class Parity(Options):
 
 
 PRESETS = {
-    "demo": Parity(bits=16, hidden=128, tau=1e-3, init="glorot", max_steps=20, steps=10_000),
+    "demo": Parity(bits=16, max_steps=20, steps=6000),
     "fojo": Parity(
         tau=1e-2,
         over_time="mean",
@@ -36,11 +36,10 @@ PRESETS = {
         log_every=1000,
         checkpoint_every=10_000,
     ),
+    # 1M iterations of 16 asynchronous workers; the paper does not say how weights start
     "graves": Parity(
         layout="scattered",
-        tau=1e-3,
         learning_rate=1e-4,
-        init="glorot",
         steps=16_000_000,
         log_every=1000,
         checkpoint_every=10_000,

@@ -11,9 +11,6 @@ import flax
 import jax
 import numpy as np
 import optax
-import rich.box
-import rich.console
-import rich.table
 
 import actjax
 from actjax import budget, training
@@ -141,12 +138,17 @@ def environment() -> dict[str, Any]:
 
 def show(title: str, rows: list[dict[str, str]], *notes: str):
     """Prints a table of rows, each a dict from a column's title to its cell, then notes."""
-    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    rich.console.Console(highlight=False).print(table)
+    names = list(rows[0])
+    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def line(cells: dict[str, str]) -> str:
+        first, *rest = names  # words to the left, figures to the right
+        padded = [f"{cells[first]:<{width[first]}}", *(f"{cells[n]:>{width[n]}}" for n in rest)]
+        return "  ".join(padded).rstrip()
+
+    rule = "-" * (sum(width.values()) + 2 * len(names) - 2)
+    print("", title, rule, line(dict(zip(names, names, strict=True))), rule, sep="\n")
+    print(*(line(row) for row in rows), rule, sep="\n")
     show_notes(*notes)
 
 
