@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
     "figures": ("experiments.plots", "draw the papers' figures from the summaries of sweeps"),
+    "report": ("experiments.report", "one HTML page: the papers beside what ran here"),
 }
 
 

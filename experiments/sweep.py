@@ -67,9 +67,10 @@ def main(argv: list[str]):
         rows, spent = run_group(task, grid, group, here)
         members += rows
         seconds += spent
+    words = [word for word in argv if word != "--resume"]  # which changes no number
     summary = {
         "experiment": task.name,
-        "command": shlex.join(["python", "-m", "experiments", "sweep", *argv]),
+        "command": shlex.join(["python", "-m", "experiments", "sweep", *words]),
         "config": as_json(task.name, options),
         "solved": grid.solved,
         "retire": grid.retire,
@@ -167,26 +168,7 @@ def run_group(
         "retire": grid.solved if grid.retire else None,
     }
     training.claim_folder(folder, config, resume=grid.resume)
-    optimizer = optax.adam(options.learning_rate)
-    controller = run.make_controller(options)
-    objective = task.objective(options)
-
-    def loss_fn(network, batch, tau_state):
-        loss, metrics = objective(network, batch, tau_state.tau)
-        return loss, {**metrics, "tau": tau_state.tau}
-
-    train_step = training.make_train_step(
-        task.sampler(options),
-        loss_fn,
-        optimizer,
-        control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
-    )
-
-    def make_state(seed: Array, tau: Array):
-        network = make_network(dataclasses.replace(options, seed=seed), *task.features(options))
-        extra = controller.init()
-        extra = extra._replace(tau=tau) if options.model == "act" else extra
-        return training.init_state(network, optimizer, extra)
+    train_step, make_state = make_member(task, options)
 
     def retire(history):
         return np.array(
@@ -221,6 +203,32 @@ def run_group(
         best = errors.index(min(errors))
         rows[best]["examples"] = synthetic.examples(task, options, result.states.model, best)
     return rows, seconds
+
+
+def make_member(task: synthetic.Task, options: Options):
+    """One member's `train_step`, and `make_state(seed, tau) -> TrainState`, to be mapped over."""
+    optimizer = optax.adam(options.learning_rate)
+    controller = run.make_controller(options)
+    objective = task.objective(options)
+
+    def loss_fn(network, batch, tau_state):
+        loss, metrics = objective(network, batch, tau_state.tau)
+        return loss, {**metrics, "tau": tau_state.tau}
+
+    train_step = training.make_train_step(
+        task.sampler(options),
+        loss_fn,
+        optimizer,
+        control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
+    )
+
+    def make_state(seed: Array, tau: Array) -> training.TrainState:
+        network = make_network(dataclasses.replace(options, seed=seed), *task.features(options))
+        extra = controller.init()
+        extra = extra._replace(tau=tau) if options.model == "act" else extra
+        return training.init_state(network, optimizer, extra)
+
+    return train_step, make_state
 
 
 def member_summary(

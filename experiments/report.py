@@ -1,0 +1,235 @@
+"""One self-contained HTML page: what the papers report beside what ran here."""
+
+import base64
+import dataclasses
+import html
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments import plots, tables
+from experiments.plots.style import groups, mean_and_error
+
+# What each paper says of a figure, for the column beside ours.
+PAPER = {
+    ("parity", "errors"): "Almost 40 % error without ACT; below 5 % on average for τ ≤ 0.03.",
+    ("parity", "curves"): "Lower τ learns faster and better; ponder varies widely at low τ.",
+    ("parity", "difficulty"): "Ponder grows about linearly with the number of bits for the "
+    "successful networks, steeper at lower τ; without ACT the error climbs with difficulty.",
+    ("parity", "act"): "Once ponder passes one step accuracy rises much faster; smaller τ, more "
+    "ponder.",
+    ("parity", "repeat"): "More repeats learn faster; from about 8 training becomes unstable.",
+    ("logic", "errors"): "About 0.2 without ACT; virtually zero for all τ ≤ 0.01.",
+    ("logic", "curves"): "Low τ solves the task in about 10,000 iterations (of 16 updates each).",
+    ("logic", "difficulty"): "From 5 to 10 gates ponder rises with difficulty; without ACT the "
+    "error climbs abruptly after 5 gates.",
+    ("addition", "errors"): "Solved by ACT for every τ of the grid, not without ACT.",
+    ("addition", "curves"): "Networks with higher τ need fewer examples.",
+    ("addition", "difficulty"): "Ponder about linear in the number of digits, slope near 1 for the "
+    "most efficient networks.",
+    ("addition", "sequences"): "Ponder tracks the number of digits of the two numbers summed.",
+    ("addition", "act"): "From about 40 % to 100 % with the right τ; too small a τ is unstable.",
+    ("addition", "repeat"): "More repeats learn faster, up to about 9, where training is unstable.",
+    ("addition", "by_step"): "The first input is pondered far less than the later ones.",
+    ("sort", "errors"): "From about 12 % error without ACT to about 6 % for the best τ.",
+    ("sort", "curves"): "The best networks take about 9 times the computation.",
+    ("sort", "difficulty"): "Error grows fast with length; ponder per step grows sublinearly.",
+    ("sort", "sequences"): "A large spike of ponder near the end of the input.",
+    ("wikipedia", "errors"): "Fairly similar with and without ACT, and across τ.",
+    ("wikipedia", "curves"): "Little ponder; ACT somewhat more data efficient.",
+    ("wikipedia", "stretches"): "Ponder rises at spaces and longer at commas and full stops; it "
+    "does not rise on unpredictable numbers, where loss and entropy do.",
+}
+BUDGET = (
+    "The paper's open problem: “how to automatically determine the trade-off between accuracy and "
+    "speed”. A ponder budget holds the mean ponder at a target by moving τ."
+)
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
+       color: #1b1b1b; }
+h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+h3 { margin-bottom: .2rem; } img { max-width: 100%; }
+table { border-collapse: collapse; font-size: .85rem; margin: .6rem 0; }
+td, th { border-bottom: 1px solid #ddd; padding: .2rem .7rem .2rem 0; text-align: left;
+         vertical-align: top; }
+code { background: #f3f3f3; padding: .1rem .3rem; font-size: .8rem; overflow-wrap: anywhere; }
+.note { color: #555; } .missing { color: #a33; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Build one HTML page of all results: the papers' figures and tables beside ours."""
+
+    results: pathlib.Path = plots.RESULTS
+    """Folder with a folder a task, which holds the summaries of sweeps (.json)."""
+    out: pathlib.Path = pathlib.Path("report.html")
+    """The page."""
+
+
+def main(argv: list[str]):
+    options = tyro.cli(
+        Options, prog="python -m experiments report", description=Options.__doc__, args=argv
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(build(options.results))
+    print(f"report: {options.out}")
+
+
+def build(results: pathlib.Path) -> str:
+    """The page as HTML, figures inside; what has not been run says so.
+
+    Raises:
+      ValueError: for a file among the results that is not the summary of a sweep.
+    """
+    parts = [
+        "<h1>Adaptive computation: the papers and what ran here</h1>",
+        "<p>Graves 2016, <i>Adaptive Computation Time for Recurrent Neural Networks</i>, and Fojo "
+        "2018, <i>Reproducing and analyzing Adaptive Computation Time</i>. Every figure and number "
+        "of ours is drawn from the summary of a sweep, named with the command that made it. Error "
+        "bars are standard errors over seeds. Sizes differ from the papers' where a sweep's preset "
+        "is <code>cpu</code> or <code>demo</code>.</p>",
+        "<p class=note>Counts of updates: the papers' “iterations” are those of one of 16 "
+        "asynchronous workers, so Graves's 1M iterations are about 16M weight updates; Fojo's and "
+        "ours are weight updates of one synchronous program.</p>",
+    ]
+    for task in plots.TASKS:
+        parts.append(_section(task, plots.summaries(task, results)))
+    body = "\n".join(parts)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>actjax: results</title>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def _section(task: str, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
+    parts = [f"<h2 id={task}>{task.capitalize()}</h2>"]
+    if not found:
+        command = f"python -m experiments sweep {task} --results FILE"
+        parts.append(f"<p class=missing>Not run. <code>{command}</code></p>")
+    parts += [_sweep(path, summary) for path, summary in found]
+    if task in tables.TABLES:
+        rows = tables.compare(task, [summary for _, summary in found])
+        parts.append(
+            f"<h3>Table {tables.NUMBER[task]} of Fojo 2018</h3><p class=note>At the paper's "
+            "settings (preset fojo). Solved: 98 % accuracy after a Savitzky-Golay filter of 71 "
+            "rows (ours: rows of 100 updates, each their mean); one number a seed. Repetitions: N, "
+            "averaged over the whole run, as in the paper.</p>" + _table(rows)
+        )
+    for name, figure in plots.FIGURES.items():
+        if task in figure.numbers:
+            parts.append(_figure(task, name, figure, found))
+    held = [entry for entry in found if _holds_budget(entry[1])]
+    if held:
+        parts.append("<h3>Ponder budget</h3>" + f"<p class=note>Paper: {html.escape(BUDGET)}</p>")
+        parts += [_budget(path, summary) for path, summary in held]
+    return "\n".join(parts)
+
+
+def _sweep(path: pathlib.Path, summary: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    config = summary["config"]
+    return (
+        f"<p><b>{html.escape(path.stem)}</b>: preset {html.escape(config['preset'])}, "
+        f"{len(summary['members'])} networks, {summary['wall_time_seconds'] / 60:.0f} minutes of "
+        f"training on {html.escape(summary['device'])}; {html.escape(versions)}<br>"
+        f"<code>{html.escape(summary['command'])}</code></p>" + _table(_members(summary))
+    )
+
+
+def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each model and setting of a sweep, mean ± standard error over its seeds."""
+    rows = []
+    for label, members in groups(summary["members"]).items():
+        evaluations = [m["evaluation"] for m in members]
+        slopes = [e["ponder_slope"]["value"] for e in evaluations if e.get("ponder_slope")]
+        row = {
+            "model": label,
+            "seeds": str(len(members)),
+            "updates": _span([m["updates"] for m in members]),
+            "solved": f"{sum(m['solved_at'] is not None for m in members)} of {len(members)}",
+        }
+        if "bits_per_character" in evaluations[0]:
+            del row["solved"]
+            row["bits per character"] = _pm([e["bits_per_character"] for e in evaluations], 3)
+        else:
+            row["sequence error rate"] = _pm([e["error"] for e in evaluations], 4)
+        row["ponder N + R"] = _pm([e["ponder"] for e in evaluations], 2)
+        row["steps N"] = _pm([e["ponder_steps"] for e in evaluations], 2)
+        row["slope of ponder in difficulty"] = _pm(slopes, 4) if slopes else ""
+        rows.append(row)
+    return rows
+
+
+def _figure(task: str, name: str, figure, found) -> str:
+    title = f"{figure.numbers[task]}: {figure.title}"
+    parts = [f"<h3>{title}</h3>"]
+    if (task, name) in PAPER:
+        parts.append(f"<p class=note>Paper: {html.escape(PAPER[task, name])}</p>")
+    drawn = [
+        f"<p class=note>Ours, {html.escape(path.stem)} (preset "
+        f"{html.escape(summary['config']['preset'])}):</p>{picture}"
+        for path, summary in found
+        if (picture := _picture(figure.draw, summary))
+    ]
+    return "\n".join(parts + (drawn or ["<p class=missing>Not run.</p>"]))
+
+
+def _budget(path: pathlib.Path, summary: dict[str, Any]) -> str:
+    rows = []
+    for member in summary["members"]:
+        if member["ponder_budget"] is None:
+            continue
+        found = member["evaluation"]
+        off = found["ponder"] / member["ponder_budget"] - 1
+        rows.append(
+            {
+                "budget": f"{member['ponder_budget']:g}",
+                "τ at the start": f"{member['tau']:g}",
+                "τ at the end": f"{member['tau_at_end']:.3g}",
+                "seed": str(member["seed"]),
+                "ponder N + R": f"{found['ponder']:.3f}",
+                "off the budget": f"{off:+.1%}",
+                "sequence error rate": f"{found['error']:.4f}",
+            }
+        )
+    picture = _picture(plots.FIGURES["budget"].draw, summary)
+    return f"<p class=note>{html.escape(path.stem)}</p>{_table(rows)}{picture}"
+
+
+def _holds_budget(summary: dict[str, Any]) -> bool:
+    return any(member["ponder_budget"] is not None for member in summary["members"])
+
+
+def _picture(draw, summary: dict[str, Any]) -> str:
+    """The figure as an image inside the page, or nothing where the sweep has none to show."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "figure.png"
+        if not draw(summary, path):
+            return ""
+        images = [base64.b64encode(p.read_bytes()).decode() for p in sorted(path.parent.iterdir())]
+    return "".join(f"<img alt='' src='data:image/png;base64,{image}'>" for image in images)
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>"
+        for row in rows
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _pm(values: list[float], digits: int) -> str:
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+
+
+def _span(values: list[int]) -> str:
+    low, high = int(np.min(values)), int(np.max(values))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,99 @@
+"""Fojo 2018's tables 6.1 and 6.2 beside our sweeps: updates until solved, mean repetitions."""
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """A row of a table of Fojo 2018.
+
+    Attributes:
+      model: as printed.
+      key: how a member of a sweep is known: (model, tau or repeats).
+      solved_at: updates until solved, None where the paper's network never was.
+      repetitions: mean repetitions, the paper's own measure.
+    """
+
+    model: str
+    key: tuple[str, float | None]
+    solved_at: int | None
+    repetitions: float
+
+
+TABLES = {
+    "parity": (
+        Row("RNN", ("rnn", None), None, 1),
+        Row("ACT-RNN, τ = 0.1", ("act", 1e-1), None, 1.000),
+        Row("ACT-RNN, τ = 0.01", ("act", 1e-2), 53_000, 1.805),
+        Row("ACT-RNN, τ = 0.005", ("act", 5e-3), 356_000, 2.027),
+        Row("ACT-RNN, τ = 0.001", ("act", 1e-3), 55_000, 2.044),
+        Row("Repeat-RNN, ρ = 2", ("repeat", 2), 22_000, 2),
+        Row("Repeat-RNN, ρ = 3", ("repeat", 3), 49_000, 3),
+        Row("Repeat-RNN, ρ = 5", ("repeat", 5), 27_000, 5),
+        Row("Repeat-RNN, ρ = 8", ("repeat", 8), 26_000, 8),
+    ),
+    "addition": (
+        Row("LSTM", ("rnn", None), None, 1),
+        Row("ACT-LSTM, τ = 0.1", ("act", 1e-1), None, 1.012),
+        Row("ACT-LSTM, τ = 0.01", ("act", 1e-2), 899_000, 5.079),
+        Row("ACT-LSTM, τ = 0.005", ("act", 5e-3), 988_000, 6.736),
+        Row("ACT-LSTM, τ = 0.001", ("act", 1e-3), None, 11.907),
+        Row("Repeat-LSTM, ρ = 2", ("repeat", 2), None, 2),
+        Row("Repeat-LSTM, ρ = 3", ("repeat", 3), 997_000, 3),
+        Row("Repeat-LSTM, ρ = 5", ("repeat", 5), 514_000, 5),
+        Row("Repeat-LSTM, ρ = 8", ("repeat", 8), 576_000, 8),
+    ),
+}
+NUMBER = {"parity": "6.1", "addition": "6.2"}
+PRESET = "fojo"  # the sizes and settings a run must have to stand in a table
+
+
+def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The table's rows as text, the paper's columns and ours, one line a row of the paper.
+
+    Args:
+      task: "parity" or "addition".
+      summaries: of sweeps of the task; only those at the paper's settings count.
+    """
+    members = [
+        member
+        for summary in summaries
+        if summary["config"]["preset"] == PRESET
+        for member in summary["members"]
+        if member["ponder_budget"] is None
+    ]
+    rows = []
+    for row in TABLES[task]:
+        ours = sorted((m for m in members if _key(m) == row.key), key=lambda m: m["seed"])
+        rows.append(
+            {
+                "model": row.model,
+                "paper: solved at": "not solved"
+                if row.solved_at is None
+                else _count(row.solved_at),
+                "ours: solved at": "; ".join(map(_outcome, ours)) or "not run",
+                "paper: repetitions": f"{row.repetitions:.4g}",
+                "ours: repetitions": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
+                "ours: smoothed accuracy": "; ".join(f"{_best(m):.3f}" for m in ours),
+            }
+        )
+    return rows
+
+
+def _key(member) -> tuple[str, float | None]:
+    if member["model"] == "act":
+        return "act", member["tau"]
+    return ("repeat", member["repeats"]) if member["repeats"] else ("rnn", None)
+
+
+def _outcome(member) -> str:
+    if member["solved_at"] is not None:
+        return _count(member["solved_at"])
+    return f"not in {_count(member['updates'])}"
+
+
+def _best(member) -> float:
+    return member["smoothed_accuracy"]
+
+
+def _count(updates: int) -> str:
+    return f"{updates:,}"

@@ -1,0 +1,134 @@
+"""Two-step sweeps of every task from the command line, their figures, and the report on them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import plots, report, tables
+from experiments.__main__ import main
+from experiments.smoothing import solved_at
+from experiments.sweep import taus
+
+SMALL = {
+    "parity": ("--bits", "4"),
+    "logic": ("--max-length", "2", "--max-gates", "2"),
+    "addition": ("--min-length", "2", "--max-length", "2", "--max-digits", "2"),
+    "sort": ("--max-numbers", "3"),
+}
+SIZES = "--hidden 4 --batch-size 4 --steps 2 --log-every 1 --max-steps 3 --preset".split()
+
+
+def sweep(task, folder, *options):
+    preset = {"parity": "fojo", "addition": "fojo"}.get(task, "cpu")
+    arguments = [task, *options, *SMALL[task], *SIZES, preset]
+    where = ("--out", str(folder / "runs" / task), "--results", str(folder / task / "tiny.json"))
+    return main(["sweep", *arguments, *where])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    assert sweep("parity", folder, "--models", "rnn,act", "--tau", "1e-1,1e-2", "--seeds", "2") == 0
+    for task in ("logic", "addition", "sort"):  # scan, for the sake of compile time
+        assert sweep(task, folder, "--seeds", "1", "--loop", "scan") == 0
+    return folder
+
+
+def test_every_member_of_the_grid_is_measured(results):
+    summary = json.loads((results / "parity" / "tiny.json").read_text())
+    members = [(m["model"], m["tau"], m["seed"]) for m in summary["members"]]
+    grid = [("act", tau, seed) for tau in (0.01, 0.1) for seed in (0, 1)]
+    assert members == [("rnn", None, 0), ("rnn", None, 1), *grid]
+    for member in summary["members"]:
+        assert member["updates"] == 2 and member["curve"]["step"] == [1, 2]
+        assert 0 <= member["evaluation"]["error"] <= 1
+        assert [r["difficulty"] for r in member["evaluation"]["by_difficulty"]] == [1, 2, 3, 4]
+    assert summary["command"].startswith("python -m experiments sweep parity")
+    assert {"device", "versions", "config", "wall_time_seconds"} <= summary.keys()
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_every_task_has_its_figures(task, results):
+    assert main(["figures", task, "--results", str(results)]) == 0
+    drawn = {path.stem.removeprefix("tiny_") for path in (results / task).glob("*.png")}
+    wanted = {name for name, figure in plots.FIGURES.items() if task in figure.numbers}
+    if task != "parity":
+        wanted -= {"errors", "repeat"}  # one model alone has nothing to be compared with
+    assert drawn == wanted
+
+
+def test_report_of_nothing_says_so(tmp_path):
+    page = report.build(tmp_path)
+    assert page.count("Not run.") > 20 and "<img" not in page
+    assert page.count("not run") == sum(map(len, tables.TABLES.values()))
+
+
+def test_report_of_some_and_of_all(results, tmp_path):
+    (tmp_path / "logic").mkdir()
+    (tmp_path / "logic" / "tiny.json").write_text((results / "logic" / "tiny.json").read_text())
+    some, all_of_it = report.build(tmp_path), report.build(results)
+    assert 0 < some.count("<img") < all_of_it.count("<img")
+    assert "python -m experiments sweep logic" in some and "<h2 id=sort>" in some
+    assert all_of_it.count("not run") == some.count("not run") - 4  # rows of tables 6.1 and 6.2
+    assert "http" not in all_of_it.replace("data:image", "")  # nothing is loaded from elsewhere
+
+
+def test_report_refuses_a_file_that_is_no_summary(tmp_path):
+    (tmp_path / "sort").mkdir()
+    (tmp_path / "sort" / "broken.json").write_text('{"experiment": "so')
+    with pytest.raises(ValueError, match=r"broken\.json' is not the summary of a sweep of sort"):
+        report.build(tmp_path)
+
+
+def test_table_6_1_tells_solved_from_unsolved_and_not_run():
+    member = {
+        "model": "act",
+        "tau": 0.01,
+        "repeats": None,
+        "ponder_budget": None,
+        "updates": 9000,
+        "mean_ponder_steps": 2.5,
+        "smoothed_accuracy": 0.99,
+    }
+    members = [member | {"seed": 0, "solved_at": 7000}, member | {"seed": 1, "solved_at": None}]
+    rows = tables.compare("parity", [{"config": {"preset": "fojo"}, "members": members}])
+    by_model = {row["model"]: row["ours: solved at"] for row in rows}
+    assert by_model["ACT-RNN, τ = 0.01"] == "7,000; not in 9,000"
+    assert by_model["RNN"] == "not run"
+    rows = tables.compare("parity", [{"config": {"preset": "demo"}, "members": members}])
+    assert {row["ours: solved at"] for row in rows} == {"not run"}
+
+
+def test_grids_of_time_penalties():
+    assert len(taus("1e-4:1e-1:log")) == 28  # i x 10^-j as in Graves 2016
+    assert taus("3e-2,1e-3") == [0.001, 0.03]
+    np.testing.assert_allclose(np.diff(np.log(taus("1e-4:1e-1:12"))), np.log(1e3) / 11, rtol=1e-3)
+
+
+def test_solved_needs_a_full_window_above_the_threshold():
+    step = np.arange(100, 20_100, 100)
+    accuracy = np.where(step < 10_000, 0.5, 1.0)
+    assert abs(solved_at(step, accuracy) - 10_000) < 1500
+    assert solved_at(step, np.full(200, 0.97)) is None
+    assert solved_at(step[:70], np.ones(70)) is None
+    ran = np.where(np.arange(200) < 150, accuracy, np.nan)  # retired members have no more rows
+    assert solved_at(step, ran) == solved_at(step, accuracy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "chess"], "a sweep needs a task, one of parity, logic, addition, sort"),
+        (["sweep", "parity", "--tau", "1:0:log"], "tau is '1:0:log'"),
+        (["sweep", "parity", "--models", "gru"], "models holds 'gru'"),
+        (["sweep", "parity", "--models", "repeat", "--repeats", "two"], "repeats is 'two'"),
+        (["sweep", "parity", "--seeds", "0"], "seeds is 0; it must be at least 1"),
+        (["figures", "chess"], "figures needs a task"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
