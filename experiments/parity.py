@@ -16,7 +16,7 @@ from experiments.options import Options
 class Parity(Options):
     """Learn the parity of a vector of bits, shown all at once.
 
-    Presets: demo (16 bits, about a minute on two cores), fojo and graves (64 bits, 128 tanh units,
+    Presets: demo (16 bits, half a minute on two cores), fojo and graves (64 bits, 128 tanh units,
     at the settings of Fojo 2018 and Graves 2016).
     """
 

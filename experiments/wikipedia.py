@@ -32,7 +32,7 @@ MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
 class Wikipedia(Options):
     """Predict the next byte of Wikipedia, markup and all.
 
-    Presets: demo (a GRU of 128 units on windows of 50 bytes, minutes on two cores) and graves (an
+    Presets: demo (a GRU of 128 units on windows of 50 bytes, a minute on two cores) and graves (an
     LSTM of 1500 units on windows of 500 bytes, as in Graves 2016; for an accelerator).
     """
 
@@ -47,15 +47,14 @@ class Wikipedia(Options):
 PRESETS = {
     "demo": Wikipedia(
         cell="gru",
-        hidden=128,
-        tau=1e-3,
+        tau=2e-2,
+        max_steps=10,
         over_time="mean",
-        max_steps=20,
-        batch_size=64,
-        learning_rate=2e-3,
-        steps=2000,
-        log_every=50,
-        checkpoint_every=500,
+        batch_size=32,
+        learning_rate=3e-3,
+        steps=600,
+        log_every=20,
+        checkpoint_every=200,
     ),
     "graves": Wikipedia(
         cell="lstm",

@@ -1,5 +1,6 @@
 """The experiments as a user runs them: two steps of each main, and every wrong argument."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from actjax import training
-from experiments import data, figures, parity, wikipedia
+from experiments import data, demo, figures, parity, wikipedia
 from experiments.__main__ import main
 
 SMALL = ["--hidden", "8", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "1"]
@@ -78,6 +79,49 @@ def test_wikipedia_leaves_everything_in_its_folder(tmp_path, corpus):
     assert 7 < evaluation["bits_per_character"] < 9  # all but untrained: near 8
     held_out = corpus.stat().st_size * 0.2
     assert held_out - 6 <= evaluation["characters"] + 1 <= held_out + 1
+
+
+def test_the_demo_compares_its_runs_and_continues_them(tmp_path, corpus, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "MODELS", ("rnn",))
+    small = {"hidden": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 1}
+    text = {"window": 6, "held_out": 0.2, "data": str(corpus)}
+    for module, options in ((parity, {"bits": 4}), (wikipedia, text)):
+        preset = dataclasses.replace(module.PRESETS["demo"], **small, **options)
+        monkeypatch.setitem(module.PRESETS, "demo", preset)
+    argv = ["--parity-steps", "2", "--wikipedia-steps", "2", "--seeds", "1"]
+    assert main(["demo", *argv, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Parity of up to 4 bits" in printed and "Wikipedia, held-out text" in printed
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "parity_curves.png",
+        "parity_difficulty.png",
+        "wikipedia_curves.png",
+    }
+    rows = (tmp_path / "parity" / "rnn-seed0" / "metrics.jsonl").read_text()
+    monkeypatch.setattr(wikipedia, "train", lambda options: pytest.fail("parity comes first"))
+    monkeypatch.setattr(demo, "show_parity", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["demo", *argv, "--out", str(tmp_path)]) == 130
+    assert (tmp_path / "parity" / "rnn-seed0" / "metrics.jsonl").read_text() == rows
+
+
+def test_the_demo_says_when_a_difference_is_within_noise():
+    assert demo.compare([3.0, 3.2], [3.2, 3.4]) == "-0.200 +- 0.000"
+    assert demo.compare([3.0, 3.4], [3.2, 3.3]) == "-0.050 +- 0.150, within noise"
+    assert demo.compare([3.0], [3.2]) == "-0.200 (one seed: noise unknown)"
+
+
+def test_ponder_by_kind_of_byte():
+    inputs = np.frombuffer(b"ab c.1", np.uint8).reshape(2, 3)
+    ponder = np.array([[2.0, 4.0, 9.0], [3.0, 5.0, 7.0]])
+    found = {
+        row["kind"]: (row["count"], row["ponder"]) for row in wikipedia.by_kind(inputs, ponder)
+    }
+    assert found == {
+        "a letter": (3, 3.0),
+        "a digit": (1, 7.0),
+        "a space": (1, 9.0),
+        "punctuation": (1, 5.0),
+    }
 
 
 def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
