@@ -1,6 +1,7 @@
 """Sweeps: a grid over models, time penalties and seeds, the members of a model trained together."""
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -15,6 +16,7 @@ import tyro
 from jax import Array
 
 from actjax import budget, training
+from actjax.training.metrics import write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import addition, logic, parity, run, sort, synthetic
 from experiments.network import make_network
@@ -81,7 +83,7 @@ def main(argv: list[str]):
     training.write_json(folder / SUMMARY, summary)
     if grid.results is not None:
         grid.results.parent.mkdir(parents=True, exist_ok=True)
-        training.write_json(grid.results, summary)
+        write_atomically(grid.results, compact(summary))
     run.show(f"Sweep: {task.name}", table(members), f"metrics, checkpoints and summary: {folder}")
 
 
@@ -272,6 +274,21 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
     for name in ("accuracy", "ponder", "ponder_steps", "loss", "tau"):
         thinned[name] = [float(f"{history[name][part].mean():.5g}") for part in parts]
     return thinned
+
+
+def compact(summary: dict[str, Any]) -> str:
+    """JSON with a line for each member, and numbers to five digits: a few kilobytes a member."""
+    head = {name: value for name, value in summary.items() if name != "members"}
+    lines = ",\n".join(json.dumps(_rounded(m), separators=(",", ":")) for m in summary["members"])
+    return json.dumps(head, indent=1)[:-2] + f',\n "members": [\n{lines}\n]}}\n'
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -16,12 +16,13 @@ SMALL = {
     "addition": ("--min-length", "2", "--max-length", "2", "--max-digits", "2"),
     "sort": ("--max-numbers", "3"),
 }
-SIZES = "--hidden 4 --batch-size 4 --steps 2 --log-every 1 --max-steps 3 --preset".split()
+SIZES = "--hidden 4 --batch-size 4 --steps 2 --log-every 1 --max-steps 3 --seeds 1".split()
+FASTER_TO_COMPILE = ("--loop", "scan")
 
 
 def sweep(task, folder, *options):
     preset = {"parity": "fojo", "addition": "fojo"}.get(task, "cpu")
-    arguments = [task, *options, *SMALL[task], *SIZES, preset]
+    arguments = [task, *SIZES, *FASTER_TO_COMPILE, "--preset", preset, *SMALL[task], *options]
     where = ("--out", str(folder / "runs" / task), "--results", str(folder / task / "tiny.json"))
     return main(["sweep", *arguments, *where])
 
@@ -30,8 +31,8 @@ def sweep(task, folder, *options):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     assert sweep("parity", folder, "--models", "rnn,act", "--tau", "1e-1,1e-2", "--seeds", "2") == 0
-    for task in ("logic", "addition", "sort"):  # scan, for the sake of compile time
-        assert sweep(task, folder, "--seeds", "1", "--loop", "scan") == 0
+    for task in ("logic", "addition", "sort"):
+        assert sweep(task, folder) == 0
     return folder
 
 
@@ -109,7 +110,7 @@ def test_grids_of_time_penalties():
 def test_solved_needs_a_full_window_above_the_threshold():
     step = np.arange(100, 20_100, 100)
     accuracy = np.where(step < 10_000, 0.5, 1.0)
-    assert abs(solved_at(step, accuracy) - 10_000) < 1500
+    assert abs(solved_at(step, accuracy) - 10_000) < 2000
     assert solved_at(step, np.full(200, 0.97)) is None
     assert solved_at(step[:70], np.ones(70)) is None
     ran = np.where(np.arange(200) < 150, accuracy, np.nan)  # retired members have no more rows

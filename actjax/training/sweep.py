@@ -103,7 +103,7 @@ def sweep(
       directory: the folder of the sweep, or None to write nothing.
       log_every: updates between rows of metrics.
       rows_per_dispatch: rows in one compiled dispatch. Members retire between dispatches.
-      checkpoint_every: updates between checkpoints, a multiple of those in a dispatch; ten
+      checkpoint_every: updates between checkpoints, a multiple of those in a dispatch; two
         dispatches unless given.
       retire: `history -> bool [E]`, looked at between dispatches; None for no early retirement.
       batching: how a device works on its members: "vmap" at once, for accelerators, or "map" one
@@ -120,7 +120,7 @@ def sweep(
     batching = batching or ("map" if devices[0].platform == "cpu" else "vmap")
     size = len(jax.tree.leaves(states)[0])
     per_dispatch = log_every * rows_per_dispatch
-    checkpoint_every = 10 * per_dispatch if checkpoint_every is None else checkpoint_every
+    checkpoint_every = 2 * per_dispatch if checkpoint_every is None else checkpoint_every
     _check(size, keys, steps, log_every, rows_per_dispatch, checkpoint_every, batching)
     mesh = Mesh(np.asarray(devices[:size]), (AXIS,))
 

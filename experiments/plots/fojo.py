@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plots.style import colors, groups, mean_curve, name, plt, save
+from experiments.plots.style import THOUSANDS, colors, groups, mean_curve, name, plt, save
 
 
 def act(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -71,5 +71,6 @@ def _training(members, keys, path: pathlib.Path, *, target: float | None = None)
             axes.axhspan(0.9 * target, 1.1 * target, color="0.88", zorder=0)
             axes.axhline(target, color="0.5", lw=0.8, zorder=0)
     panels[0].legend(fontsize=8, ncols=1 + len(found) // 7)
+    panels[-1].xaxis.set_major_formatter(THOUSANDS)
     panels[-1].set_xlabel("updates")
     return save(figure, path)

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.plots.style import (
     PLAIN,
+    THOUSANDS,
     colors,
     groups,
     mean_and_error,
@@ -59,6 +60,7 @@ def curves(summary: dict[str, Any], path: pathlib.Path) -> bool:
         ellipse = matplotlib.patches.Ellipse((x, y), 2 * width, 2 * height, color=tones[label])
         ellipse.set_alpha(0.3)
         right.add_patch(ellipse)
+    left.xaxis.set_major_formatter(THOUSANDS)
     left.set_xlabel("updates")
     left.set_ylabel(_metric(summary))
     right.set_xlabel("ponder steps N for each input")

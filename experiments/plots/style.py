@@ -9,8 +9,12 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 
 PLAIN = "0.25"
+THOUSANDS = matplotlib.ticker.FuncFormatter(
+    lambda updates, _: f"{updates / 1000:g}k" if updates else "0"
+)
 
 
 def groups(members: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -39,7 +43,7 @@ def name(member: dict[str, Any]) -> str:
 def colors(names) -> dict[str, Any]:
     """A colour each: grey for the plain network, a scale for the others in their order."""
     scaled = [n for n in names if n != "without ACT"]
-    scale = plt.cm.viridis(np.linspace(0, 0.92, max(1, len(scaled))))
+    scale = plt.cm.viridis(np.linspace(0, 0.92, len(scaled)))
     return {"without ACT": PLAIN} | dict(zip(scaled, scale, strict=True))
 
 
