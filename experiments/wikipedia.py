@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ KINDS = {
     "punctuation": b".,;:!?",
     "markup": b"<>[]{}|=&*#/'",
 }
+PLAIN = rb"[^<>\[\]{}|=&\n'*]"
+PROSE = re.compile(rb"%b{%d} %b{%d}" % (PLAIN, CONTEXT - 1, PLAIN, STRETCH + 1))
 MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
 
 
@@ -201,23 +204,15 @@ def stretches(network: Network, held_out: np.ndarray) -> list[dict[str, Any]]:
     """
     raw = held_out.tobytes()
     last = held_out.size - STRETCH - CONTEXT - 1
+    prose = PROSE.search(raw, len(raw) // 2, last + CONTEXT + STRETCH) or PROSE.search(raw)
+    starts = {"prose": prose.start() if prose else last}
     markup = raw.find(MARKUP, CONTEXT, last + CONTEXT)
-    starts = {"prose": prose_start(raw, last)}
     if markup >= 0:
         starts["markup"] = markup - CONTEXT
     return [
         {"name": name, **stretch(network, held_out[start : start + CONTEXT + STRETCH + 1])}
         for name, start in starts.items()
     ]
-
-
-def prose_start(raw: bytes, last: int) -> int:
-    """The first place in the middle of the text whose stretch is plain prose, without markup."""
-    for start in range(min(len(raw) // 2, last), last + 1):
-        piece = raw[start : start + CONTEXT + STRETCH]
-        if piece[CONTEXT - 1 : CONTEXT] == b" " and not any(c in b"<>[]{}|=&\n'*" for c in piece):
-            return start
-    return min(len(raw) // 2, last)
 
 
 def stretch(network: Network, piece: np.ndarray) -> dict[str, Any]:

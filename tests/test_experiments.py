@@ -166,6 +166,14 @@ def test_a_folder_is_not_taken_over(tmp_path, capsys):
     assert "seed is 1, but the run in" in capsys.readouterr().err
 
 
+def test_a_run_that_diverges_says_at_which_step(tmp_path, capsys):
+    options = ["--model", "rnn", "--steps", "9", "--learning-rate", "1e38"]
+    assert run_parity(tmp_path / "run", *options) == 1
+    assert "stopped: the loss or its gradient is not finite at step 2;" in capsys.readouterr().err
+    kept = training.Checkpoints(tmp_path / "run" / "checkpoints")
+    assert kept.latest() == 1
+
+
 def test_help_explains_every_option(capsys):
     assert main([]) == 0
     assert "wikipedia" in capsys.readouterr().out
