@@ -92,7 +92,7 @@ def hold(
     tau: ArrayLike = 1e-3,
     min_tau: float = 1e-6,
     max_tau: float = 1.0,
-    integral: float = 2e-3,
+    integral: float = 5e-3,
     proportional: float = 1.0,
     window: int = 50,
 ) -> TauController:
@@ -111,7 +111,7 @@ def hold(
         traced scalar.
       tau: the value to start from, which the result should not depend on.
       min_tau, max_tau: limits on tau.
-      integral: gain on the error at each update; 2e-3 moves tau by up to a factor of e in 500.
+      integral: gain on the error at each update; 5e-3 moves tau by up to a factor of e in 200.
       proportional: gain on the change of the error; it damps the integral's overshoot.
       window: number of updates over which the ponder is averaged.
 

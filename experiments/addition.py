@@ -20,7 +20,7 @@ FIGURE_LENGTH = 3  # of the sequences in Graves 2016, figure 14
 class Addition(Options):
     """Add up a sequence of decimal numbers, six digits of the running sum after each.
 
-    Presets: cpu (three numbers of up to three digits, an LSTM of 128 cells, minutes on two cores),
+    Presets: cpu (three numbers of up to two digits, an LSTM of 128 cells, minutes on two cores),
     fojo and graves (five numbers of up to five digits, an LSTM of 512 cells, at the settings of
     Fojo 2018 and Graves 2016; graves is named paper as well).
     """
@@ -54,12 +54,12 @@ PRESETS = {
         hidden=128,
         min_length=3,
         max_length=3,
-        max_digits=3,
+        max_digits=2,
         over_time="mean",
         over_digits="mean",
         init="glorot",
-        learning_rate=1e-3,
-        steps=60_000,
+        learning_rate=2e-3,
+        steps=8000,
         log_every=100,
         checkpoint_every=1000,
     ),

@@ -39,10 +39,11 @@ PRESETS = {
     "cpu": dataclasses.replace(
         GRAVES,
         hidden=64,
+        batch_size=32,
         max_numbers=5,
         max_steps=20,
-        learning_rate=1e-3,
-        steps=60_000,
+        learning_rate=2e-3,
+        steps=8000,
         log_every=100,
         checkpoint_every=1000,
     ),

@@ -1,6 +1,7 @@
 """Sweeps: a grid over models, time penalties and seeds, the members of a model trained together."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,14 +17,27 @@ import tyro
 from jax import Array
 
 from actjax import budget, training
+from actjax.tasks import text
 from actjax.training.metrics import write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
-from experiments import addition, logic, parity, run, sort, synthetic
+from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
+from experiments.data import load_text
 from experiments.network import make_network
 from experiments.options import Options, as_json, label, parse
 from experiments.smoothing import smooth, solved_at
 
 TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
+TASKS["wikipedia"] = synthetic.Task(
+    name="wikipedia",
+    presets=wikipedia.PRESETS,
+    features=lambda options: (text.SYMBOLS, text.SYMBOLS),
+    sampler=lambda options: functools.partial(_windows, options),
+    objective=lambda options: wikipedia.make_objective(options.over_time),
+    predict=lambda logits: logits.argmax(-1),
+    load=lambda options: text.split(load_text(options.data), options.held_out),
+    measure=lambda *arguments: _measure_text(*arguments),
+)
+HELD_OUT_BYTES = 100_000  # that measure a member of a sweep on text
 CURVE_POINTS = 120  # of a learning curve in the summary
 SUMMARY = "sweep.json"
 
@@ -181,11 +195,13 @@ def run_group(
         )
 
     seeds = jnp.array([member.seed for member in group])
+    data, measured_on = task.load(options) if task.load else ((), ())
     result = sweep(
         train_step,
         stack_states(make_state, seeds, jnp.array([member.tau for member in group])),
         keys=jax.vmap(jax.random.key)(seeds),
         steps=options.steps,
+        data=data,
         directory=folder,
         log_every=options.log_every,
         rows_per_dispatch=10,
@@ -193,8 +209,11 @@ def run_group(
         batching=grid.batching,
         description=f"{task.name} {group_name(options)} x {len(group)}",
     )
-    batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
-    found = synthetic.evaluate(task, options, result.states.model, batches=batches)
+    if task.measure:
+        found = task.measure(options, result.states.model, measured_on)
+    else:
+        batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
+        found = synthetic.evaluate(task, options, result.states.model, batches=batches)
     seconds = float(result.history["seconds"][-1])
     rows = [
         member_summary(grid, member, result, index, found[index])
@@ -271,7 +290,8 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
     rows = len(history["step"])
     parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
     thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
-    for name in ("accuracy", "ponder", "ponder_steps", "loss", "tau"):
+    names = ("accuracy", "bits_per_character", "ponder", "ponder_steps", "loss", "tau")
+    for name in history.keys() & names:
         thinned[name] = [float(f"{history[name][part].mean():.5g}") for part in parts]
     return thinned
 
@@ -300,12 +320,35 @@ def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
             "seed": str(member["seed"]),
             "updates": f"{member['updates']:,}",
             "solved at": "-" if member["solved_at"] is None else f"{member['solved_at']:,}",
-            "error rate": f"{member['evaluation']['error']:.4f}",
+            **_error(member["evaluation"]),
             "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
             "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
         }
         for member in members
     ]
+
+
+def _error(found: dict[str, Any]) -> dict[str, str]:
+    if "error" in found:
+        return {"error rate": f"{found['error']:.4f}"}
+    return {"bits per character": f"{found['bits_per_character']:.4f}"}
+
+
+def _windows(options: wikipedia.Wikipedia, key: Array, data: Array):
+    return text.sample(key, options.batch_size, text=data, window=options.window)
+
+
+def _measure_text(options: wikipedia.Wikipedia, networks, held_out: np.ndarray):
+    """Every member on the start of the held-out text, the best with stretches of it to look at."""
+    found = []
+    for index in range(len(jax.tree.leaves(networks)[0])):
+        network = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
+        found.append(wikipedia.evaluate(network, held_out[:HELD_OUT_BYTES], options))
+    if options.model == "act":
+        best = min(range(len(found)), key=lambda index: found[index]["bits_per_character"])
+        network = jax.tree.map(lambda leaf: leaf[best], networks)
+        found[best]["stretches"] = wikipedia.stretches(network, held_out)
+    return found
 
 
 def group_name(options: Options) -> str:

@@ -28,6 +28,9 @@ class Task:
       objective: `options -> (network, batch, tau) -> (loss, metrics)`.
       predict: logits to predictions, comparable with the targets.
       levels: `options -> {difficulty: key -> Batch}` or None; see `evaluation.evaluate`.
+      load: `options -> (data to train on, data to measure on)` for a task that is not generated.
+      measure: `(options, networks, data) -> ` a dict a member, in place of `evaluation.evaluate`;
+        its "bits_per_character", where there is one, is the task's error.
       example: a batch's row and its predictions in words, for the figures of single sequences.
     """
 
@@ -38,6 +41,8 @@ class Task:
     objective: Callable[[Options], Callable[..., tuple[Array, dict[str, Array]]]]
     predict: Callable[[Array], Array]
     levels: Callable[[Options], dict[int, Callable[[Array], Batch]]] | None = None
+    load: Callable[[Options], tuple[Any, Any]] | None = None
+    measure: Callable[..., list[dict[str, Any]]] | None = None
     example: Callable[..., dict[str, list[str]]] | None = None
 
 

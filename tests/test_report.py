@@ -113,7 +113,7 @@ def test_solved_needs_a_full_window_above_the_threshold():
     assert abs(solved_at(step, accuracy) - 10_000) < 2000
     assert solved_at(step, np.full(200, 0.97)) is None
     assert solved_at(step[:70], np.ones(70)) is None
-    ran = np.where(np.arange(200) < 150, accuracy, np.nan)  # retired members have no more rows
+    ran = np.where(np.arange(200) < 160, accuracy, np.nan)  # retired members have no more rows
     assert solved_at(step, ran) == solved_at(step, accuracy)
 
 

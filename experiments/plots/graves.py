@@ -127,10 +127,10 @@ def stretches(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Ponder, loss and entropy along stretches of text (figs. 23, 24)."""
     from experiments import figures
 
-    member = next((m for m in summary["members"] if m.get("stretches")), None)
+    member = next((m for m in summary["members"] if m["evaluation"].get("stretches")), None)
     if member is None:
         return False
-    for index, piece in enumerate(member["stretches"]):
+    for index, piece in enumerate(member["evaluation"]["stretches"]):
         target = path if index == 0 else path.with_name(f"{path.stem}_{index + 1}.png")
         figures.stretch(piece, target)
     return True
