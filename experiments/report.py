@@ -147,7 +147,7 @@ def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for label, members in groups(summary["members"]).items():
         evaluations = [m["evaluation"] for m in members]
-        slopes = [e["ponder_slope"]["value"] for e in evaluations if e.get("ponder_slope")]
+        slopes = [e["ponder_slope"] for e in evaluations if e.get("ponder_slope")]
         row = {
             "model": label,
             "seeds": str(len(members)),
@@ -161,7 +161,7 @@ def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
             row["sequence error rate"] = _pm([e["error"] for e in evaluations], 4)
         row["ponder N + R"] = _pm([e["ponder"] for e in evaluations], 2)
         row["steps N"] = _pm([e["ponder_steps"] for e in evaluations], 2)
-        row["slope of ponder in difficulty"] = _pm(slopes, 4) if slopes else ""
+        row["slope of ponder in difficulty"] = _slope(slopes)
         rows.append(row)
     return rows
 
@@ -223,6 +223,13 @@ def _table(rows: list[dict[str, str]]) -> str:
         for row in rows
     ]
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _slope(slopes: list[dict[str, float]]) -> str:
+    """The mean slope over seeds, or a single seed's with the standard error of its fit."""
+    if len(slopes) == 1:
+        return f"{slopes[0]['value']:.4f} ± {slopes[0]['standard_error']:.4f} (of the fit)"
+    return _pm([slope["value"] for slope in slopes], 4) if slopes else ""
 
 
 def _pm(values: list[float], digits: int) -> str:
