@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from actjax.training import NonFiniteError
+from experiments import learned
 
 # name -> (module with main(argv), what it does)
 EXPERIMENTS = {
@@ -12,6 +13,7 @@ EXPERIMENTS = {
     "addition": ("experiments.addition", "add up decimal numbers"),
     "sort": ("experiments.sort", "sort real numbers"),
     "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
+    **learned.COMMANDS,
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
     "figures": ("experiments.plots", "draw the papers' figures from the summaries of sweeps"),

@@ -120,6 +120,43 @@ class CoordinatewiseLSTM(nnx.Module):
         return LSTMState(tuple(cells), tuple(hiddens)), self.output_scale * update
 
 
+class GroupedLSTM(nnx.Module):
+    """Several networks, each for its own run of coordinates (Andrychowicz 2016, 3.3).
+
+    The coordinates of a problem are laid out leaf by leaf, so a group is a run of whole leaves:
+    convolutions first and dense layers after them, say. In a training loop `optax.partition` with
+    one `lstm_optimizer` a group does the same.
+
+    Args:
+      networks: of equal size.
+      sizes: coordinates of a problem that belong to each.
+    """
+
+    def __init__(self, networks: list[CoordinatewiseLSTM], sizes: tuple[int, ...]):
+        if len(networks) != len(sizes):
+            raise ValueError(f"sizes must name one size a network, got {sizes} for {len(networks)}")
+        self.networks = nnx.List(networks)
+        self.sizes = tuple(sizes)
+        self.see_params = networks[0].see_params
+
+    def initial_state(self, like: jax.Array) -> LSTMState:
+        """Zeros for the coordinates `like`, [N]."""
+        return self.networks[0].initial_state(like)
+
+    def __call__(
+        self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
+    ) -> tuple[LSTMState, jax.Array]:
+        """One step for all coordinates; see `CoordinatewiseLSTM`."""
+        problems = gradient.shape[-1] // sum(self.sizes)
+        ends = [problems * sum(self.sizes[: j + 1]) for j in range(len(self.sizes) - 1)]
+        cut = lambda array: jnp.split(array, ends, axis=-1)  # noqa: E731
+        found = []
+        for j, network in enumerate(self.networks):
+            mine = jax.tree.map(lambda array, j=j: cut(array)[j], (state, gradient, params))
+            found.append(network(*mine))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
+
+
 @jax.custom_vjp
 def lstm_gates(z: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The elementwise half of an LSTM: gates z [4 hidden, N] in the order i, f, o, g -> (c, h).
@@ -157,4 +194,3 @@ def _lstm_gates_backward(saved, cotangents):
 
 
 lstm_gates.defvjp(_lstm_gates_forward, _lstm_gates_backward)
-

@@ -73,6 +73,21 @@ def conditioned(key, rows: int, columns: int, log_condition) -> tuple[jax.Array,
     key_left, key_right, key_target = jax.random.split(key, 3)
     rank = min(rows, columns)
     values = 10.0 ** (-log_condition * jnp.linspace(0.0, 1.0, rank))
-    left = jnp.linalg.qr(jax.random.normal(key_left, (rows, rank)))[0]
-    right = jnp.linalg.qr(jax.random.normal(key_right, (columns, rank)))[0]
+    left, right = reflected(key_left, rows, rank), reflected(key_right, columns, rank)
     return (left * values) @ right.T, left @ jax.random.normal(key_target, (rank,))
+
+
+def reflected(key, rows: int, columns: int) -> jax.Array:
+    """Random orthonormal columns [rows, columns]: the identity's, reflected `columns` times.
+
+    LAPACK's QR is no choice here: called from inside a loop on the CPU it can wait for ever for
+    the threads that run the loop.
+    """
+    normals = jax.random.normal(key, (columns, rows))
+    normals = normals / jnp.linalg.norm(normals, axis=-1, keepdims=True)
+
+    def reflect(matrix, normal):
+        along = jnp.sum(normal[:, None] * matrix, axis=0)
+        return matrix - 2 * normal[:, None] * along, None
+
+    return jax.lax.scan(reflect, jnp.eye(rows, columns) + 0 * normals[0, 0], normals)[0]

@@ -1,0 +1,83 @@
+"""Optax's optimizers with their learning rate tuned: what a learned optimizer must beat."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from actjax.learned.problems.family import Family
+
+MAKE = {
+    "sgd": optax.sgd,
+    "nag": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+    "rmsprop": optax.rmsprop,
+    "adam": optax.adam,
+    "adam9": functools.partial(optax.adam, b1=0.9, b2=0.9),
+}
+GRID = tuple(10.0 ** (k / 4) for k in range(-10, 3))  # quarter decades
+
+
+def curves(
+    make_family,
+    name: str,
+    learning_rate,
+    key: jax.Array,
+    *,
+    count: int,
+    steps: int,
+    data: Any = (),
+    validation: bool = False,
+) -> jax.Array:
+    """Losses after each update on `count` fresh problems: float [steps, count].
+
+    Problems and minibatches are those that `actjax.learned.meta.start` draws with this key.
+    """
+    family: Family = make_family(data)
+    score = family.validation if validation else family.loss
+
+    def one(problem_key, batch_key):
+        params, problem = family.sample(problem_key)
+        optimizer = MAKE[name](learning_rate)
+
+        def step(carry, index):
+            params, state = carry
+            here = jax.random.fold_in(batch_key, index)
+            gradient = jax.grad(family.loss)(params, problem, here)
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            after = jax.random.fold_in(batch_key, index + 1)
+            return (params, state), score(params, problem, after)
+
+        return lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[1]
+
+    key_problem, key_batch = jax.random.split(key)
+    keys = jax.random.split(key_problem, count), jax.random.split(key_batch, count)
+    return jax.vmap(one, out_axes=1)(*keys)
+
+
+def tune(
+    make_family,
+    name: str,
+    *,
+    count: int,
+    steps: int,
+    seed: int,
+    data: Any = (),
+    grid: tuple[float, ...] = GRID,
+) -> dict[str, float]:
+    """The learning rates with the lowest mean final and mean summed loss on held-out problems."""
+
+    @jax.jit
+    def run(learning_rate, data):
+        key = jax.random.key(seed)
+        found = curves(make_family, name, learning_rate, key, count=count, steps=steps, data=data)
+        return found[-1].mean(), found.mean(1).sum()
+
+    scores = np.array([run(rate, data) for rate in grid], np.float64)
+    scores[~np.isfinite(scores)] = np.inf
+    final, summed = scores.argmin(0)
+    return {"final": grid[final], "summed": grid[summed]}

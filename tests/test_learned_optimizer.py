@@ -1,0 +1,343 @@
+"""Learned optimizers as Optax citizens, and the gradient of meta-training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from actjax.learned import (
+    CoordinatewiseLSTM,
+    Head,
+    HorizonPrior,
+    LearnedOptimizer,
+    MassRule,
+    StickBreaking,
+    act_optimizer,
+    lstm_optimizer,
+    meta,
+    minimize,
+    summed_loss,
+)
+from actjax.learned.network import GroupedLSTM, lstm_gates
+from actjax.learned.problems import quadratic, regression
+from actjax.learned.training import halting_objective, init_meta, make_meta_step
+from actjax.training import fit
+
+H = 4
+FAMILY = quadratic(3, "gaussian")
+PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(()), "none": jnp.zeros((0, 2))}
+POSTERIOR = StickBreaking(HorizonPrior(0.7))
+
+
+def network(seed=0, **options):
+    return CoordinatewiseLSTM(H, rngs=nnx.Rngs(seed), **options)
+
+
+def head(seed=1):
+    made = Head(H, width=3, bias=-1.0, rngs=nnx.Rngs(seed))
+    made.kernel[...] = jnp.array([3.0, -2.0, 4.0])
+    return made
+
+
+def act(**options):
+    return act_optimizer(network(), head(), POSTERIOR, **options)
+
+
+def run(optimizer, params, gradients, steps=3):
+    """Every update over a few steps, under jit."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(gradients, state, params, value=jnp.ones(()))
+        return optax.apply_updates(params, updates), state, updates
+
+    optimizer = optax.with_extra_args_support(optimizer)
+    state, found = optimizer.init(params), []
+    for _ in range(steps):
+        params, state, updates = step(params, state)
+        found.append(updates)
+    return found, state
+
+
+def reference_lstm(kernel, x, h, c):
+    z = kernel @ np.concatenate([x, h, np.ones((1, x.shape[1]))])
+    i, f, o, g = np.split(z, 4)
+    sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def test_network_is_the_papers_equations():
+    net = network(output_scale=0.5)
+    gradient = np.array([0.3, -1e-6, 20.0])
+    state, update = net(net.initial_state(jnp.zeros(3)), jnp.asarray(gradient, jnp.float32))
+    x = np.array([[np.log(0.3) / 10, -1, np.log(20) / 10], [1, -1e-6 * np.exp(10), 1]])
+    for layer, kernel in enumerate(net.kernels):
+        x, c = reference_lstm(np.asarray(kernel[...]), x, np.zeros((H, 3)), np.zeros((H, 3)))
+        np.testing.assert_allclose(state.cell[layer], c, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(update, 0.5 * np.asarray(net.output_kernel[...]) @ x, rtol=1e-4)
+
+
+def test_gates_have_the_derivative_of_their_formula():
+    def plain(z, c):
+        i, f, o, g = jnp.split(z, 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+    z, c = (jax.random.normal(jax.random.key(n), (rows, 5)) for n, rows in ((0, 4 * H), (1, H)))
+    weigh = lambda pair: (pair[0] * 0.7 + pair[1] ** 2).sum()  # noqa: E731
+    found, wanted = (
+        jax.grad(lambda z, c, f=f: weigh(f(z, c)), argnums=(0, 1))(z, c)
+        for f in (lstm_gates, plain)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: lstm_optimizer(network()), act])
+def test_optax_contract(make):
+    gradients = jax.tree.map(lambda p: jnp.cos(p), PARAMS)
+    updates, state = run(make(), PARAMS, gradients)
+    assert jax.tree.structure(updates[0]) == jax.tree.structure(PARAMS)
+    assert jax.tree.map(jnp.shape, updates[0]) == jax.tree.map(jnp.shape, PARAMS)
+    assert int(state.count) == 3 and np.abs(updates[2]["w"]).min() > 0
+    # one leaf at a time moves as all together do: the network is coordinatewise
+    alone, _ = run(lstm_optimizer(network()), PARAMS["w"], gradients["w"])
+    np.testing.assert_allclose(alone[2], updates[2]["w"], rtol=1e-5)
+    chained, _ = run(optax.chain(optax.scale(1.0), make(), optax.scale(-2.0)), PARAMS, gradients)
+    np.testing.assert_allclose(chained[2]["w"], -2 * updates[2]["w"], rtol=1e-5)
+    masked, _ = run(optax.masked(make(), {"w": False, "b": True, "none": True}), PARAMS, gradients)
+    np.testing.assert_allclose(masked[0]["w"], gradients["w"])
+    assert float(masked[0]["b"]) == pytest.approx(float(updates[0]["b"]), rel=1e-5)
+    injected, _ = run(
+        optax.inject_hyperparams(lambda scale: optax.chain(make(), optax.scale(scale)))(0.5),
+        PARAMS,
+        gradients,
+    )
+    np.testing.assert_allclose(injected[1]["w"], 0.5 * updates[1]["w"], rtol=1e-5)
+    halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    assert run(make(), halves, halves, 1)[0][0]["w"].dtype == jnp.bfloat16
+
+
+def test_groups_are_partitions():
+    first, second = network(0), network(5)
+    params = {"a": jnp.ones(2), "b": jnp.arange(3.0)}
+    together, _ = run(lstm_optimizer(GroupedLSTM([first, second], (2, 3))), params, params)
+    apart, _ = run(
+        optax.partition(
+            {"a": lstm_optimizer(first), "b": lstm_optimizer(second)}, {"a": "a", "b": "b"}
+        ),
+        params,
+        params,
+    )
+    for name in params:
+        np.testing.assert_allclose(together[2][name], apart[2][name], rtol=1e-5)
+
+
+def test_updates_are_zero_after_halting():
+    updates, state = run(act(stop=lambda belief: belief.count >= 2), PARAMS, PARAMS, steps=4)
+    assert bool(state.halted) and int(state.count) == 2
+    assert np.abs(updates[1]["w"]).min() > 0
+    assert not any(np.any(leaf) for late in updates[2:] for leaf in jax.tree.leaves(late))
+    assert 0 < float(state.posterior.mass) < 1
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "halt"])
+@pytest.mark.parametrize("make", [lambda **o: lstm_optimizer(network(), **o), act])
+def test_nonfinite_gradients_do_not_spread(make, nonfinite):
+    optimizer = make(nonfinite=nonfinite)
+    params = jnp.ones(3)
+    good, bad = jnp.ones(3), jnp.array([1.0, jnp.nan, 1.0])
+    state = optimizer.init(params)
+    updates, state = optimizer.update(bad, state, params, value=jnp.ones(()))
+    assert not np.any(updates) and int(state.skipped) == 1 and int(state.count) == 0
+    updates, state = optimizer.update(good, state, params, value=jnp.ones(()))
+    fresh = optimizer.update(good, optimizer.init(params), params, value=jnp.ones(()))[0]
+    np.testing.assert_allclose(updates, fresh if nonfinite == "skip" else 0 * fresh)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.memory))
+
+
+def test_minimize_stops_each_problem_by_itself():
+    keys = jax.random.split(jax.random.key(3), 6)
+    optimizer = act(stop=MassRule(0.8))
+    starts, data = jax.vmap(FAMILY.sample)(keys)
+
+    def solve(start, data):
+        return minimize(optimizer, lambda p: FAMILY.loss(p, data), start, max_steps=30)
+
+    together = jax.jit(jax.vmap(solve))(starts, data)
+    steps = []
+    one = jax.jit(solve)
+    for n in range(6):
+        alone = one(*jax.tree.map(lambda leaf, n=n: leaf[n], (starts, data)))
+        steps.append(int(alone.steps))
+        np.testing.assert_allclose(alone.params, together.params[n], rtol=1e-4, atol=1e-5)
+    assert steps == list(together.steps) and bool(together.halted.all())
+    assert len(set(steps)) > 1 and max(steps) < 30
+
+
+def test_minimize_is_what_meta_training_unrolls():
+    learned = LearnedOptimizer(network(), head())
+    rollout = meta.start(learned.network, FAMILY, jax.random.key(0), 2)
+    after, curves = jax.jit(lambda r: meta.unroll(learned, FAMILY, r, 5))(rollout)
+    data = jax.tree.map(lambda leaf: leaf[..., 1], rollout.data)
+    never = act(stop=lambda belief: belief.count < 0)
+    found = minimize(never, lambda p: FAMILY.loss(p, data), rollout.params[:, 1], max_steps=5)
+    np.testing.assert_allclose(found.params, after.params[:, 1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.loss, curves.losses[4, 1], rtol=1e-4)
+    mass = 1 - np.prod(1 - jax.nn.sigmoid(curves.scores[:, 1]))
+    np.testing.assert_allclose(found.state.posterior.mass, mass, rtol=1e-4)
+
+
+def unrolled(learned, steps, second_order, chunk=None):
+    rollout = meta.start(learned.network, FAMILY, jax.random.key(0), 4)
+    return meta.unroll(learned, FAMILY, rollout, steps, second_order=second_order, chunk=chunk)
+
+
+def test_second_order_gradient_is_the_true_one():
+    learned = LearnedOptimizer(network())
+
+    @jax.jit
+    def loss(scale):
+        moved = jax.tree.map(lambda leaf: leaf * scale, learned)
+        return unrolled(moved, 4, True)[1].losses.sum(0).mean()
+
+    with jax.enable_x64(True):
+        step = 1e-3
+        found = float(jax.grad(loss)(jnp.float32(1.0)))
+        numeric = float(loss(jnp.float32(1 + step)) - loss(jnp.float32(1 - step))) / (2 * step)
+    assert found == pytest.approx(numeric, rel=2e-2)
+
+
+def test_first_order_gradient_takes_the_optimizees_gradients_as_constants():
+    learned = LearnedOptimizer(network())
+    rollout, curves = unrolled(learned, 4, False)
+    del rollout
+
+    def by_hand(learned):
+        """The same unroll, differentiated by JAX with stop_gradient alone."""
+        r = meta.start(learned.network, FAMILY, jax.random.key(0), 4)
+        total, params, memory, gradient = 0.0, r.params, r.memory, r.gradient
+        for n in range(4):
+            memory, update = learned.network(memory, meta.coordinates(gradient))
+            params = params + update.reshape(params.shape)
+            losses, gradient = meta.evaluate(FAMILY, params, r.data, r.keys, n + 1)
+            gradient, total = jax.lax.stop_gradient(gradient), total + losses
+        return total.mean()
+
+    value, wanted = jax.jit(jax.value_and_grad(by_hand))(learned)
+    np.testing.assert_allclose(value, curves.losses.sum(0).mean(), rtol=1e-5)
+    for chunk in (None, 2):
+        found = jax.jit(
+            jax.grad(lambda o, c=chunk: unrolled(o, 4, False, c)[1].losses.sum(0).mean())
+        )(learned)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_a_window_is_full_backpropagation_cut_at_its_start():
+    learned = LearnedOptimizer(network())
+
+    @jax.jit
+    def gradients(learned):
+        start = meta.start(learned.network, FAMILY, jax.random.key(0), 4)
+        middle = jax.lax.stop_gradient(meta.unroll(learned, FAMILY, start, 2)[0])
+
+        def first(o):
+            return meta.unroll(o, FAMILY, start, 2)[1].losses.sum()
+
+        def second(o):
+            return meta.unroll(o, FAMILY, middle, 2)[1].losses.sum()
+
+        def full(o):
+            return meta.unroll(o, FAMILY, start, 4)[1].losses.sum()
+
+        return [jax.value_and_grad(f)(learned) for f in (first, second, full)]
+
+    (value_1, grad_1), (value_2, grad_2), (value, grad) = gradients(learned)
+    np.testing.assert_allclose(value_1 + value_2, value, rtol=1e-5)
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    windows, whole = flat(grad_1) + flat(grad_2), flat(grad)
+    cosine = windows @ whole / np.linalg.norm(windows) / np.linalg.norm(whole)
+    assert 0.7 < cosine < 0.99999  # the cut costs something, and not everything
+
+
+def test_training_learns_and_resumes(tmp_path):
+    optimizer = optax.adam(1e-2)
+    make_family = lambda data: FAMILY  # noqa: E731
+    step = make_meta_step(
+        make_family,
+        summed_loss(),
+        optimizer,
+        batch_size=16,
+        horizon=10,
+        window=5,
+        validate_every=20,
+        validation_size=32,
+    )
+    learned = LearnedOptimizer(network())
+
+    def begin():
+        return init_meta(learned, optimizer, make_family, batch_size=16)
+
+    options = {"key": jax.random.key(0), "log_every": 20, "checkpoint_every": 20}
+    once = fit(step, begin(), steps=60, **options)
+    fit(step, begin(), steps=40, directory=tmp_path, **options)
+    again = fit(step, begin(), steps=60, directory=tmp_path, **options)
+    for a, b in zip(jax.tree.leaves(once.model), jax.tree.leaves(again.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    untrained = unrolled(learned, 10, False)[1].losses.sum(0).mean()
+    trained = unrolled(once.extra.best, 10, False)[1].losses.sum(0).mean()
+    assert float(trained) < 0.7 * float(untrained)
+    assert float(once.extra.best_loss) <= float(once.extra.validation_loss)
+
+
+def test_halting_head_alone_leaves_the_network():
+    optimizer = optax.adam(1e-2)
+    family = regression(2, observations=8, max_condition=5.0)
+    make_family = lambda data: family  # noqa: E731
+    step = make_meta_step(
+        make_family,
+        halting_objective(POSTERIOR, gap_weight=0.1),
+        optimizer,
+        batch_size=8,
+        horizon=6,
+        window=3,
+        train_network=False,
+        validate_every=2,
+        validation_size=8,
+    )
+    learned = LearnedOptimizer(network(), head())
+    state = init_meta(learned, optimizer, make_family, batch_size=8)
+    after, metrics = jax.jit(step)(state, jax.random.key(0))
+    np.testing.assert_array_equal(
+        after.model.network.kernels[0][...], learned.network.kernels[0][...]
+    )
+    assert np.any(after.model.head.kernel[...] != learned.head.kernel[...])
+    assert 1 <= float(metrics["halting_step"]) <= 6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CoordinatewiseLSTM(0, rngs=nnx.Rngs(0)), "hidden_features must be"),
+        (lambda: CoordinatewiseLSTM(4, preprocess="x", rngs=nnx.Rngs(0)), "preprocess must be"),
+        (lambda: lstm_optimizer(network(), nonfinite="no"), "nonfinite must be"),
+        (lambda: MassRule(2.0), r"threshold must lie in \[0, 1\], got 2.0"),
+        (
+            lambda: act().update(jnp.ones(2), act().init(jnp.ones(2)), jnp.ones(2)),
+            "value must be given",
+        ),
+        (
+            lambda: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=0),
+            "max_steps must be at least 1",
+        ),
+        (lambda: regression(beta=-1.0), "beta must be positive, got -1.0"),
+        (lambda: quadratic(draw="x"), "draw must be"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
