@@ -25,7 +25,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
-    """Returns the leading `rank` axes (batch, or batch and time) that all leaves of `tree` share."""
+    """Returns the leading axes, batch or batch and time, that all leaves of `tree` share."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     axes = {1: "[batch, ...]", 2: "[batch, time, ...]"}[rank]
     if not shapes:
@@ -88,4 +88,6 @@ def check_step(step: Any, params: Any, state: Any, x: Any, first: Any) -> None:
         )
     rows = first.shape
     if not hasattr(halt, "shape") or halt.shape != rows or halt.dtype.kind not in "fV":
-        raise ValueError(f"step must return one halting probability a row, float {rows}, got {halt}.")
+        raise ValueError(
+            f"step must return one halting probability a row, float {rows}, got {halt}."
+        )

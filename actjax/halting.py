@@ -1,4 +1,4 @@
-"""The halting rule of Adaptive Computation Time, as pure functions on arrays: no loops, no networks.
+"""The halting rule of Adaptive Computation Time, as pure functions on arrays.
 
 Graves 2016, "Adaptive Computation Time for Recurrent Neural Networks", eqs 5 to 8 and 13. A row
 takes ponder steps n = 1, 2, ...; step n emits a halting probability ``h^n`` and the row stops at
@@ -42,7 +42,7 @@ class HaltingWeights(NamedTuple):
     """The halting rule applied to whole rows of halting probabilities.
 
     Attributes:
-      weights: float ``[..., M]``. p^n, zero after the last step taken; sums to 1 over the last axis.
+      weights: float ``[..., M]``. p^n, zero after the last step; sums to 1 over the last axis.
       steps: int32 ``[...]``. N.
       remainder: float ``[...]``. R = p^N.
     """

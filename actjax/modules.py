@@ -115,7 +115,7 @@ class _Recurrent(nnx.Module):
         return step, params, step.start(carry, y), inputs
 
     def _project(self, xs):
-        """Takes the products of all inputs; returns the rest of the cell, and the flag's weights."""
+        """Takes the products of all inputs: the rest of the cell, the flag's weights, the products."""
         layers = _INPUT_LAYERS.get(type(self.cell))
         if layers is None:
             return self.cell, None, xs
@@ -254,7 +254,8 @@ class Repeat(_Recurrent):
 class RNN(Repeat):
     """The plain RNN: `Repeat` with one repetition and no flag, so that it is the cell as it is.
 
-    >>> _, outputs, ponder = RNN(3, 8, cell=nnx.OptimizedLSTMCell, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 3)))
+    >>> model = RNN(3, 8, cell=nnx.OptimizedLSTMCell, rngs=nnx.Rngs(0))
+    >>> _, outputs, _ = model(jnp.ones((2, 5, 3)))
     >>> outputs.shape
     (2, 5, 8)
     """

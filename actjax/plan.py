@@ -1,16 +1,18 @@
-"""What the adaptive loop knows before it runs, and the records that it carries. No loops."""
+"""What the adaptive loop knows before it runs: its arrays, and its static shape."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from actjax.rows import is_float, per_row
 from actjax.transpose import SplitStep
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
+_SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
 _SEGMENT_BYTES = 1 << 28  # and the memory that this may take
 
@@ -23,35 +25,6 @@ class Data(NamedTuple):
     xs: list  # [B * T, ...] inputs
     lengths: jax.Array  # int32 [B]
     order: jax.Array  # int32 [B], the queue
-
-
-class Lanes(NamedTuple):
-    """The registers of L lanes."""
-
-    position: jax.Array  # int32 [L], the input at work: sequence * T + t
-    left: jax.Array  # int32 [L], inputs left in the sequence, this one included; 0: idle
-    n: jax.Array  # int32 [L], ponder steps taken at this input
-    total: jax.Array  # float [L], h^1 + ... + h^n
-    state: list  # [L, ...], s^n
-    mean: list  # [L, ...], p^1 s^1 + ... + p^n s^n
-    taken: jax.Array  # int32, sequences taken from the queue
-
-
-class Record(NamedTuple):
-    """What the backward pass needs to know of one iteration, beside the step's residuals."""
-
-    position: jax.Array  # int32 [L]; `Plan.idle` where a lane was idle
-    first: jax.Array  # bool [L], n = 1
-    last: jax.Array  # bool [L], n = N
-    weight: jax.Array  # float [L], p^n
-
-
-class Outputs(NamedTuple):
-    """What the loop writes, zeros where nothing was pondered."""
-
-    states: list  # [B * T, ...]
-    steps: jax.Array  # int32 [B * T]
-    remainder: jax.Array  # float [B * T]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +93,7 @@ def make_plan(
     if segment is None:
         kept = split.residuals + split.pending
         row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in kept)
-        wanted = 16 + _SEGMENT_STEPS * math.ceil(batch * time / lanes)
+        wanted = _SEGMENT_BASE + _SEGMENT_STEPS * math.ceil(batch * time / lanes)
         segment = max(math.isqrt(bound), min(wanted, _SEGMENT_BYTES // max(1, row_bytes)))
     segment = min(segment, bound)
     chunk = min(max(1, _LATE_ROWS // lanes), segment)
@@ -129,9 +102,7 @@ def make_plan(
     if late is not None and not late.follows(split):
         late = None
     segments = math.ceil(bound / segment)
-    return Plan(
-        split, late, batch, time, lanes, max_steps, epsilon, chunk, segment, segments
-    )
+    return Plan(split, late, batch, time, lanes, max_steps, epsilon, chunk, segment, segments)
 
 
 def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, list, Callable]:
@@ -148,11 +119,20 @@ def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, li
         )
         return jax.tree.leaves(new), halt
 
-    return flat, params, state, xs, state_tree.unflatten
+    x = [leaf[:, 0] for leaf in xs]
+    first = jax.ShapeDtypeStruct(x[0].shape[:1], bool)
+    closed_over = [jnp.asarray(c) for c in jax.make_jaxpr(flat)(params, state, x, first).consts]
+    if not closed_over:
+        return flat, params, state, xs, state_tree.unflatten
 
+    def opened(weights, state, x, first):
+        own, closed_over = weights[: len(params)], weights[len(params) :]
+        traced = jax.make_jaxpr(flat)(own, state, x, first)
+        arguments = jax.tree.leaves((own, state, x, first))
+        *new, halt = jax.core.eval_jaxpr(traced.jaxpr, closed_over, *arguments)
+        return new, halt
 
-def is_float(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return opened, params + closed_over, state, xs, state_tree.unflatten
 
 
 def divide(data: Data) -> tuple[Any, Any]:
@@ -168,32 +148,3 @@ def join(floats, others) -> Data:
     other_weights, other_xs, lengths, order = others
     pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]  # noqa: E731
     return Data(pair(weights, other_weights), state, pair(xs, other_xs), lengths, order)
-
-
-def per_row(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """`values`, one a row, shaped to go with the rows of `leaf`."""
-    return values.reshape(values.shape + (1,) * (leaf.ndim - 1))
-
-
-def select(mask: jax.Array, new: Any, old: Any) -> Any:
-    """Rows of `new` where `mask`, else of `old`; both pytrees of ``[rows, ...]``."""
-    return jax.tree.map(lambda a, b: jnp.where(per_row(mask, a), a, b), new, old)
-
-
-def scale(weight: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The rows of `leaf` by `weight`, one a row, in the dtype of `leaf`."""
-    return per_row(weight, leaf).astype(leaf.dtype) * leaf
-
-
-def zeros(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def like_inputs(data: Data) -> jax.Array:
-    """A zero that varies over devices as the inputs do: what every buffer is filled with."""
-    leaves = [*data.weights, *data.state, *data.xs]
-    return sum(jnp.zeros_like(leaf, jnp.float32).ravel()[:1].sum() for leaf in leaves)
-
-
-def blank(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:
-    return jnp.broadcast_to(zero.astype(dtype), shape)

@@ -1,8 +1,8 @@
 """One ponder step and its transpose, cut into parts that the adaptive loop runs each at its time.
 
-A reverse pass that recomputes the step pays its products again, and one that adds a weight gradient
-at every iteration pays memory traffic for it. So the step and its vector-Jacobian product are traced
-together and the trace is cut by what depends on what:
+A reverse pass that recomputes the step pays its products again, and one that adds a weight
+gradient at every iteration pays memory traffic for it. So the step and its vector-Jacobian product
+are traced together and the trace is cut by what depends on what:
 
     hoist      what depends on the weights alone            once, before the loops
     forward    the step, and its residuals                  at every iteration
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from actjax.rows import blank, like_inputs
 
 # Arithmetic that costs less to repeat than its result costs to keep.
 _CHEAP = frozenset(
@@ -186,7 +188,10 @@ def _trace(step, weights, state, x, first):
         def call(float_weights, state, float_x):
             return step(_merge(weights, float_weights), state, _merge(x, float_x), first)
 
-        floats = [leaf for leaf in weights if is_float(leaf)], [leaf for leaf in x if is_float(leaf)]
+        floats = (
+            [leaf for leaf in weights if is_float(leaf)],
+            [leaf for leaf in x if is_float(leaf)],
+        )
         (new_state, halt), transpose = jax.vjp(call, floats[0], state, floats[1])
         d_weights, d_state, d_x = transpose((d_state, d_halt))
         return new_state, halt, d_weights, d_state, d_x
@@ -196,14 +201,15 @@ def _trace(step, weights, state, x, first):
         return [next(floats) if is_float(leaf) else leaf for leaf in leaves]
 
     new_state, halt = jax.eval_shape(step, weights, state, x, first)
-    zeros = lambda like: jnp.zeros(like.shape, like.dtype)  # noqa: E731
+    zero = like_inputs(weights, state, x)
+    zeros = lambda like: blank(zero, like.shape, like.dtype)  # noqa: E731
     arguments = (weights, state, x, first, [zeros(s) for s in new_state], zeros(halt))
     traced, shapes = jax.make_jaxpr(both, return_shape=True)(*arguments)
     flat = lambda *leaves: _evaluate_calls(traced.jaxpr, traced.consts, leaves)  # noqa: E731
     inlined = jax.make_jaxpr(flat)(*jax.tree.leaves(arguments))
     jaxpr = inlined.jaxpr
     inputs = _regroup(jaxpr.invars, [weights, state, x, [first], [*new_state, halt]])
-    outputs = _regroup(jaxpr.outvars, jax.tree.map(lambda s: s, list(shapes)))
+    outputs = _regroup(jaxpr.outvars, list(shapes))
     inputs[3], outputs[1] = inputs[3][0], outputs[1][0]
     consts = dict(zip(jaxpr.constvars, inlined.consts, strict=True))
     return jaxpr.eqns, consts, inputs, outputs

@@ -26,25 +26,20 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from actjax import checks
-from actjax.halting import Ponder, halting_dtype, halting_step, halting_step_transpose
-from actjax.plan import (
-    Data,
-    Lanes,
-    Outputs,
-    Plan,
+from actjax.halting import Ponder, halting_dtype, halting_step
+from actjax.lanes import (
     Record,
-    blank,
-    divide,
-    flatten,
-    is_float,
-    join,
-    like_inputs,
-    make_plan,
-    per_row,
-    scale,
-    select,
-    zeros,
+    advance,
+    emit,
+    final_state,
+    no_outputs,
+    retreat,
+    start,
+    start_back,
+    weight_cotangents,
 )
+from actjax.plan import Data, Plan, divide, flatten, join, make_plan
+from actjax.rows import add, blank, cast, is_float, like_inputs, scale, select, vary, zeros
 
 Step = Callable[[Any, Any, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -172,7 +167,8 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
         new, _ = lax.scan(one_step, state, jnp.arange(repeats))
         return select(live, new, state), select(live, new, zeros(new))
 
-    live = _live(lengths, batch, time)
+    zero = like_inputs(params, state, xs)
+    live, state = vary((_live(lengths, batch, time), state), zero)
     state, states = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
     return state, jax.tree.map(_swap, states), _swap(jnp.where(live, jnp.int32(repeats), 0))
 
@@ -188,20 +184,13 @@ def _live(lengths, batch, time):
     return jnp.arange(time)[:, None] < lengths[None, :]
 
 
-def _zero_mean(state):
-    return jax.tree.map(lambda s: jnp.zeros_like(s, halting_dtype(s.dtype)), state)
-
-
-def _cast(mean, state):
-    return jax.tree.map(lambda m, s: m.astype(s.dtype), mean, state)
-
-
 # --- The masked scan ---------------------------------------------------------------------------
 
 
 def _scan(step, params, state, xs, lengths, max_steps, epsilon):
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
-    live = _live(lengths, batch, time)
+    zero = like_inputs(params, state, xs)
+    live, state = vary((_live(lengths, batch, time), state), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     dtype = halting_dtype(jax.eval_shape(step, params, state, x, live[0])[1].dtype)
 
@@ -220,11 +209,12 @@ def _scan(step, params, state, xs, lengths, max_steps, epsilon):
             total = total + jnp.where(running, halt, 0)
             return (new, mean, total, steps, remainder, running & ~last), None
 
-        total = jnp.zeros_like(live, dtype)
-        carry = (state, _zero_mean(state), total, jnp.zeros_like(live, jnp.int32), total, live)
+        total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
+        mean = jax.tree.map(lambda s: blank(zero, s.shape, halting_dtype(s.dtype)), state)
+        carry = (state, mean, total, steps, total, live)
         carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
         _, mean, _, steps, remainder, _ = carry
-        new = _cast(mean, state)
+        new = cast(mean, state)
         return select(live, new, state), (select(live, new, zeros(new)), steps, remainder)
 
     state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -243,6 +233,7 @@ def _while(step, params, state, xs, lengths, max_steps, epsilon, lanes, segment)
     order = jnp.argsort(-lengths, stable=True) if lanes < batch else jnp.arange(batch)
     xs = [leaf.reshape((batch * time, *leaf.shape[2:])) for leaf in xs]
     data = Data(weights, state, xs, lengths.astype(jnp.int32), order.astype(jnp.int32))
+    data = vary(data, like_inputs(weights, state, xs))
     plan = make_plan(
         step,
         data,
@@ -253,314 +244,152 @@ def _while(step, params, state, xs, lengths, max_steps, epsilon, lanes, segment)
         epsilon=epsilon,
         segment=segment,
     )
-    final, outputs = _adaptive(plan, *divide(data))
+    try:
+        final, outputs = _adaptive(plan, *divide(data))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
+        ) from error
     outputs = jax.tree.map(lambda leaf: leaf.reshape((batch, time, *leaf.shape[1:])), outputs)
     return unflatten(final), unflatten(outputs.states), Ponder(outputs.steps, outputs.remainder)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _adaptive(plan: Plan, floats, others):
+    """The loop without a record: ``(final_state, outputs)``."""
     data = join(floats, others)
     fixed = plan.split.hoist(data.weights)
 
     def iteration(carry):
         lanes, outputs = carry
-        lanes, emitted, _, _ = _advance(plan, fixed, data, lanes)
-        return lanes, _emit(plan, outputs, *emitted)
+        lanes, emitted, _, _ = advance(plan, fixed, data, lanes)
+        return lanes, emit(plan, outputs, *emitted)
 
-    lanes = _start(plan, data)
-    carry = lanes, _no_outputs(plan, data, lanes)
-    lanes, outputs = lax.while_loop(lambda carry: _any(carry[0].left > 0), iteration, carry)
-    return _finish(plan, data, lanes, outputs)
+    zero = like_inputs(floats)
+    lanes = start(plan, data, zero)
+    outputs = no_outputs(plan, lanes, zero)
+    lanes, outputs = lax.while_loop(lambda c: _any(c[0].left > 0), iteration, (lanes, outputs))
+    return final_state(plan, data, lanes, outputs), outputs
 
 
 def _adaptive_forward(plan: Plan, floats, others):
-    unwrap = lambda tree: jax.tree.map(lambda p: p.value, tree, is_leaf=_is_primal)  # noqa: E731
+    """The loop with a record of its last segment, and the registers at the start of each."""
+    is_primal = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
+    unwrap = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)  # noqa: E731
     data = join(unwrap(floats), unwrap(others))
     fixed = plan.split.hoist(data.weights)
-    zero = like_inputs(data)
+    zero = like_inputs(data.weights, data.state, data.xs)
 
     def iteration(carry):
         j, lanes, outputs, kept = carry
-        lanes, emitted, record, residuals = _advance(plan, fixed, data, lanes)
-        return j + 1, lanes, _emit(plan, outputs, *emitted), _write(kept, j, (record, residuals))
+        lanes, emitted, record, residuals = advance(plan, fixed, data, lanes)
+        return j + 1, lanes, emit(plan, outputs, *emitted), _write(kept, j, (record, residuals))
 
-    def segment(carry):
+    def one_segment(carry):
         count, _, lanes, outputs, kept, checkpoints = carry
         checkpoints = _write(checkpoints, count, lanes)
         busy = lambda carry: (carry[0] < plan.segment) & _any(carry[1].left > 0)  # noqa: E731
         j, lanes, outputs, kept = lax.while_loop(busy, iteration, (0, lanes, outputs, kept))
         return count + 1, j, lanes, outputs, kept, checkpoints
 
-    lanes = _start(plan, data)
-    record = Record(
-        position=blank(zero, (plan.segment, plan.lanes), jnp.int32),
-        first=blank(zero, (plan.segment, plan.lanes), bool),
-        last=blank(zero, (plan.segment, plan.lanes), bool),
-        weight=blank(zero, (plan.segment, plan.lanes), lanes.total.dtype),
-    )
-    kept = record, [blank(zero, (plan.segment, *s.shape), s.dtype) for s in plan.split.residuals]
-    checkpoints = jax.tree.map(
-        lambda leaf: blank(zero, (plan.segments, *leaf.shape), leaf.dtype), lanes
-    )
-    carry = 0, 0, lanes, _no_outputs(plan, data, lanes), kept, checkpoints
+    lanes = start(plan, data, zero)
+    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)  # noqa: E731
+    record = Record(lanes.position, lanes.left > 0, lanes.left > 0, lanes.total)
+    kept = jax.tree.map(partial(buffer, plan.segment), (record, plan.split.residuals))
+    checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
+    carry = 0, 0, lanes, no_outputs(plan, lanes, zero), kept, checkpoints
     if plan.segments == 1:
-        carry = segment(carry)
+        carry = one_segment(carry)
     else:
-        carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), segment, carry)
+        carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
     count, j, lanes, outputs, kept, checkpoints = carry
-    return _finish(plan, data, lanes, outputs), (data, count, j, kept, checkpoints)
-
-
-def _start(plan: Plan, data: Data) -> Lanes:
-    """The lanes with the first sequences of the queue."""
-    sequence = data.order[: plan.lanes]
-    state = [leaf[sequence] if plan.queued else leaf for leaf in data.state]
-    left = data.lengths[sequence]
-    n = jnp.zeros_like(left)
-    total = jnp.zeros_like(left, halting_dtype(plan.split.halt_dtype))
-    taken = jnp.zeros_like(left[0]) + plan.lanes
-    return Lanes(sequence * plan.time, left, n, total, state, _zero_mean(state), taken)
-
-
-def _no_outputs(plan: Plan, data: Data, lanes: Lanes) -> Outputs:
-    zero = like_inputs(data)
-    return Outputs(
-        states=[blank(zero, (plan.idle, *s.shape[1:]), s.dtype) for s in lanes.state],
-        steps=blank(zero, (plan.idle,), jnp.int32),
-        remainder=blank(zero, (plan.idle,), lanes.total.dtype),
-    )
-
-
-def _advance(plan: Plan, fixed, data: Data, lanes: Lanes):
-    """One iteration, a ponder step on every lane: ``(lanes, emitted, record, residuals)``."""
-    live = lanes.left > 0
-    first = lanes.n == 0
-    x = [plan.take(leaf, lanes.position) for leaf in data.xs]
-    new, halt, residuals = plan.split.forward(fixed, lanes.state, x, first)
-    halt = halt.astype(lanes.total.dtype)
-    n = lanes.n + 1
-    weight, last = halting_step(
-        halt, lanes.total, n, max_steps=plan.max_steps, epsilon=plan.epsilon
-    )
-    mean = [
-        m + scale(weight, s.astype(m.dtype)) for m, s in zip(lanes.mean, new, strict=True)
-    ]
-    result = _cast(mean, new)
-    halted = last & live
-
-    record = Record(jnp.where(live, lanes.position, plan.idle), first, last, weight)
-    emitted = jnp.where(halted, lanes.position, plan.idle), result, n, weight
-    state = select(live, select(last, result, new), lanes.state)
-    position, left = lanes.position + halted, lanes.left - halted
-    taken = lanes.taken
-    if plan.queued:
-        free = halted & (left == 0)
-        place = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
-        sequence = data.order.at[place].get(mode="clip")
-        refill = free & (place < plan.batch)
-        position = jnp.where(refill, sequence * plan.time, position)
-        left = jnp.where(refill, data.lengths[sequence], left)
-        state = select(refill, [leaf[sequence] for leaf in data.state], state)
-        taken = taken + free.sum(dtype=jnp.int32)
-    lanes = Lanes(
-        position,
-        left,
-        n=jnp.where(last, 0, n),
-        total=jnp.where(last, 0, lanes.total + halt),
-        state=state,
-        mean=select(last, zeros(mean), mean),
-        taken=taken,
-    )
-    return lanes, emitted, record, residuals
-
-
-def _emit(plan: Plan, outputs: Outputs, position, result, n, remainder) -> Outputs:
-    put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
-    states = [put(leaf, rows) for leaf, rows in zip(outputs.states, result, strict=True)]
-    return Outputs(states, put(outputs.steps, n), put(outputs.remainder, remainder))
-
-
-def _finish(plan: Plan, data: Data, lanes: Lanes, outputs: Outputs):
-    """The state after each sequence's last input, and the outputs."""
-    if not plan.queued:
-        return lanes.state, outputs
-    last = _last_input(plan, data)
-    final = [leaf.at[last].get(mode="clip") for leaf in outputs.states]
-    return select(data.lengths > 0, final, data.state), outputs
-
-
-def _last_input(plan: Plan, data: Data) -> jax.Array:
-    """The position of each sequence's last input, int32 ``[B]``; `idle` where it has none."""
-    start = jnp.arange(plan.batch, dtype=jnp.int32) * plan.time
-    return jnp.where(data.lengths > 0, start + data.lengths - 1, plan.idle)
+    result = final_state(plan, data, lanes, outputs), outputs
+    return result, (data, count, j, kept, checkpoints)
 
 
 def _adaptive_backward(plan: Plan, saved, cotangents):
+    """Undoes the iterations, the last first, segment by segment."""
     data, count, j, kept, checkpoints = saved
     fixed = plan.split.hoist(data.weights)
-    zero = like_inputs(data)
-    rows = plan.lanes
+    zero = like_inputs(data.weights, data.state, data.xs)
+    filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d  # noqa: E731
     d_final, d_outputs = cotangents
-    d_final = [_instantiate(d, zero) for d in d_final]
-    d_remainder = _instantiate(d_outputs.remainder, zero)
     d_states = [None if isinstance(d, SymbolicZero) else d for d in d_outputs.states]
-    d_state, d_initial = d_final, []
-    if plan.queued:  # the final states were read from the outputs
-        d_states = [_instantiate(d, zero) for d in d_outputs.states]
-        last = _last_input(plan, data)
-        d_states = [d.at[last].add(f, mode="drop") for d, f in zip(d_states, d_final, strict=True)]
-        d_initial = select(data.lengths > 0, zeros(d_final), d_final)
-        d_state = [blank(zero, (rows, *d.shape[1:]), d.dtype) for d in d_final]
+    back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
+    d_outputs = d_states, filled(d_outputs.remainder)
 
     def iteration(carry):
-        """Transposes iteration j - 1."""
-        j, d_state, d_mean, d_last, d_x, d_xs, d_initial, handed_on, kept = carry
-        j = j - 1
-        record, residuals = jax.tree.map(lambda leaf: leaf[j], kept)
-        live = record.position < plan.idle
-        x = [plan.take(leaf, record.position) for leaf in data.xs]
-        new, recovered = plan.split.recover(fixed, residuals, x, record.first)
+        j, back, kept, pending = carry
+        record, residuals = _read(kept, j - 1)
+        back, new = retreat(plan, fixed, data, d_outputs, record, residuals, back)
+        pending = add(pending, new) if plan.late is None else _write(pending, j - 1, new)
+        return j - 1, back, kept, pending
 
-        # The last step's state went on, as part of the mean, to the output and to the next input.
-        arrived = [
-            d if out is None else d + plan.take(out, record.position)
-            for d, out in zip(d_state, d_states, strict=True)
-        ]
-        d_mean = select(record.last, _cast(arrived, d_mean), d_mean)
-        d_weight = sum(
-            (m * s.astype(m.dtype)).reshape(rows, -1).sum(-1).astype(d_last.dtype)
-            for m, s in zip(d_mean, new, strict=True)
-        )
-        d_last = jnp.where(record.last, d_weight, d_last)
-        d_halt = halting_step_transpose(
-            d_weight, d_last, plan.take(d_remainder, record.position), record.last
-        )
-        d_new = [
-            scale(record.weight, m).astype(d.dtype) + d
-            for m, d in zip(d_mean, select(record.last, zeros(d_state), d_state), strict=True)
-        ]
-        d_before, dx, pending = plan.split.backward(
-            recovered,
-            select(live, d_new, zeros(d_new)),
-            jnp.where(live, d_halt, 0),
-            with_weights=plan.late is None,
-        )
-        d_state = select(live, d_before, d_state)
-        if plan.late is None:
-            handed_on = _add(handed_on, pending)
-        else:
-            handed_on = _write(handed_on, j, pending)
-        if plan.resident:
-            d_xs = _add(d_xs, dx)
-        else:
-            d_x = _add(select(record.last, zeros(d_x), d_x), dx)
-            at = jnp.where(record.first, record.position, plan.idle)
-            d_xs = [plan.put(d, at, new) for d, new in zip(d_xs, d_x, strict=True)]
-        if plan.queued:
-            begun = record.first & live & (record.position % plan.time == 0)
-            at = jnp.where(begun, record.position // plan.time, plan.batch)
-            d_initial = [d.at[at].set(new, mode="drop") for d, new in zip(d_initial, d_state)]
-            d_state = select(begun, zeros(d_state), d_state)
-        return j, d_state, d_mean, d_last, d_x, d_xs, d_initial, handed_on, kept
+    def chunk(carry):
+        begin, j, kept, pending, d_weights = carry
+        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)  # noqa: E731
+        (record, residuals), rows = jax.tree.map(cut, (kept, pending))
+        new = weight_cotangents(plan, data, record, residuals, rows)
+        return begin + plan.chunk, j, kept, pending, add(d_weights, new)
 
-    def late(j, d_weights, handed_on, kept):
-        """Adds the weight cotangents of the first j iterations of a segment."""
+    def again(carry):
+        i, lanes, kept = carry
+        lanes, _, record, residuals = advance(plan, fixed, data, lanes)
+        return i + 1, lanes, _write(kept, i, (record, residuals))
 
-        def chunk(carry):
-            start, d_weights = carry
-            take = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, plan.chunk).reshape(  # noqa: E731
-                (-1, *leaf.shape[2:])
-            )
-            (record, residuals), pending = jax.tree.map(take, (kept, handed_on))
-            x = [
-                jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))
-                if plan.resident
-                else plan.take(leaf, record.position)
-                for leaf in data.xs
-            ]
-            new = plan.late.late(data.weights, residuals, x, record.first, pending)
-            return start + plan.chunk, _add(d_weights, new)
-
-        return lax.while_loop(lambda carry: carry[0] < j, chunk, (0, d_weights))[1]
-
-    def segment(carry):
-        """Transposes segment `index`, of which `j` iterations are kept or, if 0, none yet."""
-        index, j, d_weights, d_state, d_xs, d_initial, d_mean, d_last, d_x, handed_on, kept = carry
-
-        def again(carry):
-            i, lanes, kept = carry
-            lanes, _, record, residuals = _advance(plan, fixed, data, lanes)
-            return i + 1, lanes, _write(kept, i, (record, residuals))
-
+    def one_segment(carry):
+        """Undoes segment `index`, of which j iterations are kept or, where j = 0, none yet."""
+        index, j, back, kept, pending, d_weights = carry
         if plan.segments > 1:
-            lanes = jax.tree.map(lambda leaf: leaf[index], checkpoints)
-            start = jnp.where(j == 0, 0, plan.segment)
-            _, _, kept = lax.while_loop(
-                lambda carry: carry[0] < plan.segment, again, (start, lanes, kept)
-            )
+            i = jnp.where(j == 0, 0, plan.segment)
+            lanes = _read(checkpoints, index)
+            _, _, kept = lax.while_loop(lambda c: c[0] < plan.segment, again, (i, lanes, kept))
             j = jnp.where(j == 0, plan.segment, j)
-        inner = j, d_state, d_mean, d_last, d_x, d_xs, d_initial, handed_on, kept
-        inner = lax.while_loop(lambda carry: carry[0] > 0, iteration, inner)
-        _, d_state, d_mean, d_last, d_x, d_xs, d_initial, handed_on, kept = inner
+        carry = j, back, kept, pending
+        _, back, kept, pending = lax.while_loop(lambda c: c[0] > 0, iteration, carry)
         if plan.late is not None:
-            d_weights = late(j, d_weights, handed_on, kept)
-        return index - 1, 0, d_weights, d_state, d_xs, d_initial, d_mean, d_last, d_x, handed_on, kept
+            carry = 0, j, kept, pending, d_weights
+            *_, kept, pending, d_weights = lax.while_loop(lambda c: c[0] < c[1], chunk, carry)
+        return index - 1, 0, back, kept, pending, d_weights
 
-    wide = lambda leaf: blank(zero, leaf.shape, halting_dtype(leaf.dtype))  # noqa: E731
-    d_weights = [wide(leaf) for leaf in data.weights if is_float(leaf)]
-    xs = [leaf for leaf in data.xs if is_float(leaf)]
-    d_xs = [blank(zero, leaf.shape, leaf.dtype) for leaf in xs]
-    d_x = [] if plan.resident else [blank(zero, (rows, *leaf.shape[1:]), leaf.dtype) for leaf in xs]
-    d_mean = [blank(zero, d.shape, halting_dtype(d.dtype)) for d in d_state]
-    d_last = blank(zero, (rows,), kept[0].weight.dtype)
+    d_weights = [
+        blank(zero, leaf.shape, halting_dtype(leaf.dtype))
+        for leaf in data.weights
+        if is_float(leaf)
+    ]
+    pending = [blank(zero, (plan.segment, *s.shape), s.dtype) for s in plan.split.pending]
     if plan.late is None:
-        handed_on, d_weights = d_weights, []
-    else:
-        handed_on = [blank(zero, (plan.segment, *s.shape), s.dtype) for s in plan.split.pending]
-    carry = count - 1, j, d_weights, d_state, d_xs, d_initial, d_mean, d_last, d_x, handed_on, kept
+        pending, d_weights = d_weights, []
+    carry = count - 1, j, back, kept, pending, d_weights
     if plan.segments == 1:
-        carry = segment(carry)
+        carry = one_segment(carry)
     else:
-        carry = lax.while_loop(lambda carry: carry[0] >= 0, segment, carry)
-    _, _, d_weights, d_state, d_xs, d_initial, _, _, _, handed_on, _ = carry
-    d_weights = handed_on if plan.late is None else d_weights
-    d_floats = (
-        _fill(d_weights, data.weights),
-        d_initial if plan.queued else d_state,
-        _fill(d_xs, data.xs),
-    )
-    return d_floats, None
+        carry = lax.while_loop(lambda carry: carry[0] >= 0, one_segment, carry)
+    _, _, back, _, pending, d_weights = carry
+
+    d_weights = pending if plan.late is None else d_weights
+    d_state = back.initial if plan.queued else back.state
+    return (_place(d_weights, data.weights), d_state, _place(back.xs, data.xs)), None
 
 
 _adaptive.defvjp(_adaptive_forward, _adaptive_backward, symbolic_zeros=True)
 
 
-def _is_primal(leaf) -> bool:
-    return hasattr(leaf, "perturbed")
-
-
-def _fill(cotangents, leaves):
+def _place(cotangents, leaves):
     """The cotangents in the places of the leaves that have one."""
-    cotangents = iter(cotangents)
-    return [next(cotangents).astype(leaf.dtype) if is_float(leaf) else None for leaf in leaves]
-
-
-def _instantiate(cotangent, zero):
-    if isinstance(cotangent, SymbolicZero):
-        return blank(zero, cotangent.shape, cotangent.dtype)
-    return cotangent
+    rest = iter(cotangents)
+    return [next(rest).astype(leaf.dtype) if is_float(leaf) else None for leaf in leaves]
 
 
 def _write(buffers, index, rows):
-    """Writes `rows` at `index` along the leading axis of the buffers."""
-    return jax.tree.map(
-        lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0), buffers, rows
-    )
+    put = lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0)  # noqa: E731
+    return jax.tree.map(put, buffers, rows)
 
 
-def _add(a, b):
-    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+def _read(buffers, index):
+    return jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, index, keepdims=False), buffers)
 
 
 @custom_vmap
