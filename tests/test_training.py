@@ -175,7 +175,7 @@ def test_a_real_overflow_is_named_before_any_checkpoint(tmp_path):
         fit(tmp_path, data=DATA * jnp.inf)
 
 
-def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capfd):
     fit(tmp_path, steps=20)
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     other = first_state()._replace(model={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
@@ -183,14 +183,28 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
         ValueError, match=r"'w'\] is float32\[3, 4\] there and float32\[3, 5\] here"
     ):
         checkpoints.restore(20, other)
-    seal = next((tmp_path / "checkpoints" / "20" / "seal").glob("metadata"))
+    folder = tmp_path / "checkpoints" / "20"
+    seal = next((folder / "seal").glob("metadata"))
     record = json.loads(seal.read_text())
-    seal.write_text(json.dumps({**record, "digest": "0" * 64}))  # as if an array had changed
-    with pytest.raises(ValueError, match=r"checkpoint .*20' is damaged and cannot be read"):
+    other_digest = json.dumps({**record, "digest": "0" * 64}).encode()  # as if an array had changed
+    manifest = folder / "state" / "manifest.ocdbt"
+    refusal = r"checkpoint .*20' is damaged and cannot be read"
+    for path, damage in [
+        (seal, lambda whole: other_digest),
+        (seal, lambda whole: whole[:10]),
+        (manifest, lambda whole: whole[: len(whole) // 2]),
+        (manifest, lambda whole: b""),
+    ]:
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        with pytest.raises(ValueError, match=refusal):
+            fit(tmp_path)
+        path.write_bytes(whole)
+    for file in [file for part in (folder / "state").rglob("d") for file in part.glob("*")]:
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=refusal):
         fit(tmp_path)
-    seal.write_text(seal.read_text()[:10])
-    with pytest.raises(ValueError, match=r"checkpoint .*20' is damaged and cannot be read"):
-        fit(tmp_path)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_states_given_and_returned_stay_valid():

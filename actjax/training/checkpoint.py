@@ -60,6 +60,7 @@ class Checkpoints:
                     f"checkpoint {str(self.path(step))!r} does not fit this run: {name} is "
                     f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
                 )
+        self._read_through(step)
         abstract = {name: _abstract(leaf) for name, leaf in leaves.items()}
         tree = _with_leaves(like, self._read(step, state=self._ocp.args.StandardRestore(abstract)))
         if digest(tree) != seal["digest"]:
@@ -72,6 +73,23 @@ class Checkpoints:
                 next(iter(item))
             ]
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            raise ValueError(self._damaged(step)) from error
+
+    def _read_through(self, step: int):
+        """Reads all that the arrays' database holds, one entry after the other.
+
+        Orbax reads them side by side, and of several that cannot be read it reports one and leaves
+        the others to print their traces; here the first ends it.
+        """
+        import tensorstore  # Orbax's storage
+
+        folder = f"{self.path(step) / 'state'}/"
+        spec = {"driver": "ocdbt", "base": {"driver": "file", "path": folder}}
+        try:
+            store = tensorstore.KvStore.open(spec).result()
+            for name in store.list().result():
+                store.read(name).result()
+        except ValueError as error:
             raise ValueError(self._damaged(step)) from error
 
     def _damaged(self, step: int) -> str:
