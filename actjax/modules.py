@@ -115,7 +115,7 @@ class _Recurrent(nnx.Module):
         return step, params, step.start(carry, y), inputs
 
     def _project(self, xs):
-        """Takes the products of all inputs: the rest of the cell, the flag's weights, the products."""
+        """Takes the products of all inputs: the rest of the cell, the flag's weights, these."""
         layers = _INPUT_LAYERS.get(type(self.cell))
         if layers is None:
             return self.cell, None, xs

@@ -98,9 +98,14 @@ def make_plan(
     segment = min(segment, bound)
     chunk = min(max(1, _LATE_ROWS // lanes), segment)
     segment = math.ceil(segment / chunk) * chunk
-    late = split_for(chunk * lanes) if split.by_rows else None
-    if late is not None and not late.follows(split):
-        late = None
+    late = None
+    if split.by_rows:
+        try:
+            many = split_for(chunk * lanes)
+        except (TypeError, ValueError):
+            pass  # the step takes only the number of rows that it was made for
+        else:
+            late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
     return Plan(split, late, batch, time, lanes, max_steps, epsilon, chunk, segment, segments)
 
