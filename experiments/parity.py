@@ -17,7 +17,7 @@ class Parity(Options):
     """Learn the parity of a vector of bits, shown all at once.
 
     Presets: demo (20 bits, a minute on two cores), fojo and graves (64 bits, 128 tanh units,
-    at the settings of Fojo 2018 and Graves 2016).
+    at the settings of Fojo 2018 and Graves 2016); cpu is demo and paper is graves.
     """
 
     bits: int = 64
@@ -45,6 +45,7 @@ PRESETS = {
         checkpoint_every=10_000,
     ),
 }
+PRESETS |= {"cpu": PRESETS["demo"], "paper": PRESETS["graves"]}
 
 
 def main(argv: list[str]):

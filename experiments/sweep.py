@@ -98,7 +98,8 @@ def main(argv: list[str]):
     if grid.results is not None:
         grid.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(grid.results, compact(summary))
-    run.show(f"Sweep: {task.name}", table(members), f"metrics, checkpoints and summary: {folder}")
+    place = f"metrics, checkpoints and summary: {folder}"
+    run.show(f"Sweep: {task.name}", table(members), *advice(members), place)
 
 
 def read(argv: list[str]) -> tuple[synthetic.Task, Grid, Options]:
@@ -263,10 +264,10 @@ def member_summary(
     }
     at = solved_at(history["step"], history["accuracy"], grid.solved)
     act = options.model == "act"
-    advice = None
+    stuck = None
     if act:
         steps = float(history["ponder_steps"][-1])
-        advice = budget.halting_advice(steps, max_steps=options.max_steps)
+        stuck = budget.halting_advice(steps, max_steps=options.max_steps)
     return {
         "model": label(options) if options.model != "act" else options.model,
         "tau": options.tau if act else None,
@@ -279,7 +280,7 @@ def member_summary(
         "smoothed_accuracy": round(float(smooth(history["accuracy"]).max()), 4),
         "mean_ponder_steps": round(float(history["ponder_steps"].mean()), 4),
         "tau_at_end": float(history["tau"][-1]),
-        "advice": advice,
+        "advice": stuck,
         "curve": curve(history),
         "evaluation": found,
     }
@@ -325,6 +326,14 @@ def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
             "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
         }
         for member in members
+    ]
+
+
+def advice(members: list[dict[str, Any]]) -> list[str]:
+    """What to say of members whose halting is stuck, one sentence for each tau."""
+    return [
+        f"tau {tau:g}: {next(m['advice'] for m in members if m['tau'] == tau and m['advice'])}"
+        for tau in sorted({m["tau"] for m in members if m["advice"]})
     ]
 
 
