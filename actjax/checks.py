@@ -87,7 +87,7 @@ def check_step(step: Any, params: Any, state: Any, x: Any, first: Any) -> None:
             f"{before}, got {after}."
         )
     rows = first.shape
-    if not hasattr(halt, "shape") or halt.shape != rows or halt.dtype.kind not in "fV":
+    if getattr(halt, "shape", None) != rows or not jnp.issubdtype(halt.dtype, jnp.floating):
         raise ValueError(
-            f"step must return one halting probability a row, float {rows}, got {halt}."
+            f"step must return one float halting probability a row, of shape {rows}, got {halt}."
         )

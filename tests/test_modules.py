@@ -74,9 +74,10 @@ def test_repeat_and_the_plain_rnn():
     lengths = jnp.array([4, 0, 2])
     final, outputs, ponder = thrice(XS, lengths=lengths)
     for t in range(4):
+        new = h
         for n in range(3):
             flag = jnp.full((3, 1), float(n == 0))
-            new, _ = thrice.cell(h if n == 0 else new, jnp.concatenate([XS[:, t], flag], -1))
+            new, _ = thrice.cell(new, jnp.concatenate([XS[:, t], flag], -1))
         live = (t < lengths)[:, None]
         h = jnp.where(live, new, h)
         np.testing.assert_allclose(outputs[:, t], jnp.where(live, new, 0), atol=1e-6)
@@ -114,7 +115,7 @@ def test_bfloat16_computes_halting_in_float32():
         function = jax.jit(
             jax.value_and_grad(lambda model, loop=loop: run(model, loop), has_aux=True)
         )
-        (_, (outputs, ponder)), grads = results[loop] = function(model)
+        (_, (outputs, ponder)), _ = results[loop] = function(model)
         assert outputs.dtype == jnp.bfloat16 and ponder.remainder.dtype == jnp.float32
     for a, b in zip(
         jax.tree.leaves(results["while"]), jax.tree.leaves(results["scan"]), strict=True
