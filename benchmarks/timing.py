@@ -1,0 +1,50 @@
+"""What the benchmarks share: the time of one update, and the machine it was taken on."""
+
+import os
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
+    """The least time of one update, in seconds.
+
+    Args:
+      call: ``call(updates)`` does so many updates in one dispatch and returns arrays to wait for.
+      target: seconds that a timed dispatch should take; the number of updates follows.
+      repeats: timed dispatches; two where a single update takes longer than `target`.
+    """
+
+    def timed(updates):
+        began = time.perf_counter()
+        jax.block_until_ready(call(updates))
+        return time.perf_counter() - began
+
+    timed(1)
+    once = timed(1)
+    if once > target:
+        return min(once, timed(1))
+    updates = max(1, round(target / once))
+    return min(timed(updates) / updates for _ in range(repeats))
+
+
+def machine() -> dict:
+    """Processor, cores, load and commit."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count()
+    load = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+    return {"cpu": _cpu(), "cores": cores, "load_average": load, "commit": commit}
+
+
+def _cpu() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
