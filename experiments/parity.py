@@ -16,7 +16,7 @@ from experiments.options import Options
 class Parity(Options):
     """Learn the parity of a vector of bits, shown all at once.
 
-    Presets: demo (20 bits, a minute on two cores), fojo and graves (64 bits, 128 tanh units,
+    Presets: demo (24 bits, a minute on two cores), fojo and graves (64 bits, 128 tanh units,
     at the settings of Fojo 2018 and Graves 2016); cpu is demo and paper is graves.
     """
 
@@ -27,7 +27,7 @@ class Parity(Options):
 
 
 PRESETS = {
-    "demo": Parity(bits=20, max_steps=20, learning_rate=2e-3, steps=8000),
+    "demo": Parity(bits=24, max_steps=20, learning_rate=2e-3, steps=10_000),
     "fojo": Parity(
         tau=1e-2,
         over_time="mean",

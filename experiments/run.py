@@ -41,10 +41,10 @@ def train(
       data_id: what tells this data from any other; a resumed run must have the same.
     """
     input_size(sample, data)
+    controller = make_controller(options)
     folder = run_folder(experiment, options)
     config = as_json(experiment, options) | {"data_sha256": data_id}
     training.claim_folder(folder, config, resume=options.resume)
-    controller = make_controller(options)
     optimizer = optax.adam(options.learning_rate)
 
     def loss_fn(network, batch, tau_state):

@@ -104,6 +104,12 @@ def test_a_run_continued_ends_with_the_same_bits(whole, tmp_path):
     assert figures(tmp_path) == figures(whole[0])
 
 
+def test_a_run_that_went_further_is_not_cut_short(whole):
+    with pytest.raises(ValueError, match="steps is 30, but the run has done 60 already"):
+        fit(whole[0], steps=30)
+    assert len(figures(whole[0])) == STEPS // 5
+
+
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(whole, tmp_path):
     folder = tmp_path / "run"
     moments = [

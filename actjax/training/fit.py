@@ -60,7 +60,8 @@ def fit(
       The state after `steps` updates.
 
     Raises:
-      ValueError: for counts below 1, or a checkpoint that is damaged or does not fit.
+      ValueError: for counts below 1, fewer `steps` than are done, or a checkpoint that is damaged
+        or does not fit.
       NonFiniteError: at the first loss or gradient that is not finite. The last checkpoint from
         before it is kept.
     """
@@ -72,6 +73,8 @@ def fit(
             files = open_files.enter_context(RunFiles(directory))
             state = files.restore(state)
         done = int(state.step)
+        if done > steps:
+            raise ValueError(f"steps is {steps}, but the run has done {done} already")
         seconds = files.seconds if files else 0.0
         progress = open_files.enter_context(Progress(description, total=steps, done=done))
         chunks = {}  # by length: only the last one may be shorter
