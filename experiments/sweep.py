@@ -372,13 +372,15 @@ def set_cpu_devices(count: int):
     """
     if count < 0:
         raise ValueError(f"cpu_devices is {count}; it must not be negative")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags:  # the caller has asked already
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         jax.config.update("jax_num_cpu_devices", count or cores)
     except RuntimeError:  # the devices are there already, with a program that called this one
         return
     if (count or cores) > 1:
-        flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
