@@ -61,6 +61,7 @@ class Setting:
     gates: int
     max_steps: int
     levels: tuple[str, ...]
+    parts: tuple[int, ...] = (1, 2, 4)  # lanes are batch // part
 
     def model(self, level: str) -> actjax.ACT:
         model = actjax.ACT(
@@ -81,7 +82,7 @@ class Setting:
 
     @property
     def lane_counts(self) -> list[int]:
-        return [self.batch // part for part in (1, 2, 4)]
+        return [self.batch // part for part in self.parts]
 
     def inputs(self) -> jax.Array:
         return jax.random.normal(jax.random.key(0), (self.batch, self.time, self.features))
@@ -249,10 +250,6 @@ def measure(name: str, setting: Setting, **options) -> list[dict]:
                 row["train_over_floor"] = row["train_ms"] / row["floor_ms"]
             rows.append(row)
             print(f"{name}, {level}, {contender}: {row['train_ms']:.3f} ms", file=sys.stderr)
-    for level in setting.levels:
-        losses = [row["loss"] for row in rows if row["level"] == level]
-        if not np.allclose(losses, losses[0], rtol=1e-4):
-            raise RuntimeError(f"The contenders differ at {name}, ponder {level}: losses {losses}.")
     return rows
 
 
@@ -278,10 +275,12 @@ def ratios(rows: list[dict], settings: dict[str, Setting]) -> list[dict]:
                     add(f"{at}: scan / while, {kind}", gain, low=12 if name == "parity" else 8)
                 if level == "M":
                     add(f"{at} = M: while / scan, {kind}", 1 / gain, high=1)
+            losses = [r["loss"] for r in rows if (r["setting"], r["level"]) == (name, level)]
+            add(f"{at}: losses apart, relative", max(losses) / min(losses) - 1, high=1e-3)
             if setting.gates == 4:
                 add(f"{at}: train / floor", full["train_over_floor"], high=2)
                 add(f"{at}: train / (N x plain)", full["train_over_plain_steps"], high=1.2)
-            lanes = {"text": setting.batch, "parity": setting.batch // 4}.get(name)
+            lanes = {"text": setting.batch, "parity": min(setting.lane_counts)}.get(name)
             if lanes is not None and level != "M":
                 row = cell[name, level, f"while, {lanes} lanes"]
                 figure = f"{at}: iterations / floor, {lanes} lanes"
@@ -314,7 +313,7 @@ def report(result: dict):
     figures = [
         {
             "": figure["figure"],
-            "value": f"{figure['value']:.2f}",
+            "value": f"{figure['value']:.3g}",
             "bound": figure["bound"],
             "met": "yes" if figure["met"] else "no",
         }
@@ -325,7 +324,8 @@ def report(result: dict):
 
 def quick(setting: Setting) -> Setting:
     smaller = {"batch": 8, "time": min(setting.time, 3), "features": 4, "hidden": 8}
-    return dataclasses.replace(setting, **smaller, max_steps=10)
+    ends = setting.levels[0], setting.levels[-1]
+    return dataclasses.replace(setting, **smaller, max_steps=10, levels=ends, parts=(1,))
 
 
 def main(arguments=None):

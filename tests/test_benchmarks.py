@@ -1,0 +1,60 @@
+"""The benchmark of the loops runs, and its loops agree; how fast they are is not tested."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import ponder
+
+    return ponder
+
+
+def test_quick_run(benchmark, tmp_path, capsys):
+    out = tmp_path / "results" / "ponder.json"
+    benchmark.main(["--quick", "--setting", "parity", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert {"device", "versions", "cpu", "load_average", "commit", "settings"} <= set(result)
+
+    rows = [row for row in result["rows"] if row["contender"] != "plain"]
+    names = {"while, 8 lanes", "scan", "scan+cond", "nested while"}
+    assert {(row["level"], row["contender"]) for row in rows} == {
+        (level, name) for level in ("2", "M") for name in names
+    }
+    for level in ("2", "M"):
+        same = [row for row in rows if row["level"] == level]
+        np.testing.assert_allclose([row["loss"] for row in same], same[0]["loss"], rtol=1e-5)
+        assert len({row["mean_ponder"] for row in same}) == 1
+    full = {row["contender"]: row for row in rows if row["level"] == "M"}
+    assert full["scan"]["mean_ponder"] == 10
+    assert full["while, 8 lanes"]["iterations"] == 10
+    assert full["while, 8 lanes"]["iterations_over_floor"] == 1
+    for row in rows:
+        for key in ("forward_ms", "train_ms", "first_call_s", "memory_mb"):
+            assert row[key] > 0
+        assert ("floor_ms" in row) == row["contender"].startswith("while")
+        assert row["train_over_plain_steps"] > 0
+    figures = " ".join(figure["figure"] for figure in result["ratios"])
+    for words in ("scan / while", "while / scan", "iterations / floor", "first training"):
+        assert words in figures
+    assert "Figures asked" in capsys.readouterr().out
+
+
+def test_schedule(benchmark):
+    steps = np.array([[4], [1], [1], [3]])
+    assert benchmark.schedule(steps, 4) == 4
+    assert benchmark.schedule(steps, 2) == 5  # the second lane takes the last three
+    assert benchmark.schedule(steps, 1) == 9
+
+
+def test_unknown_setting(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--setting", "parities"])
+    assert "parities" in capsys.readouterr().err
