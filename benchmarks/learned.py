@@ -154,7 +154,7 @@ def bounds(horizons) -> list[dict]:
         for name, bound in (("linear", elbo), ("double_sum", double_sum_elbo)):
             if name == "double_sum" and horizon > 2000:
                 continue
-            both = jax.jit(jax.value_and_grad(lambda l, b=bound: b(l, score, prior).sum()))
+            both = jax.jit(jax.value_and_grad(lambda l, r=score, b=bound: b(l, r, prior).sum()))
             row[name] = measure(both, logits)
         rows.append(row)
     return rows

@@ -48,13 +48,14 @@ def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, np.ndarray]], *,
     save(figure, path)
 
 
-def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str, floor: float = 0.0):
-    """Mean loss against mean steps of every stop rule, its controls and the oracle."""
+def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str):
+    """Mean loss above the least the oracle reaches, against mean steps, of every stop rule."""
+    floor = min(row["loss"] for row in halting["frontier"]["oracle"])
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     fixed = halting["frontier"]["fixed"]
     axes.plot(
         [r["steps"] for r in fixed],
-        [r["loss"] - floor for r in fixed],
+        _above([r["loss"] for r in fixed], floor),
         color="tab:red",
         label="fixed step (best constant)",
     )
@@ -62,7 +63,7 @@ def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str, floor:
         rows = halting["frontier"][rule]
         axes.plot(
             [r["steps"] for r in rows],
-            [r["loss"] - floor for r in rows],
+            _above([r["loss"] for r in rows], floor),
             marker=marker,
             markersize=3.5,
             linewidth=0.9,
@@ -77,7 +78,12 @@ def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str, floor:
         markersize=13,
         label="default rule",
     )
-    axes.set(xlabel="mean steps taken", ylabel=ylabel, yscale="log")
+    axes.set(
+        xlabel="mean steps taken",
+        ylabel=f"{ylabel}, above the oracle's least",
+        yscale="log",
+        xlim=(0, 60),
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     save(figure, path)
@@ -119,6 +125,12 @@ def difficulty(path: pathlib.Path, halting: dict[str, Any], *, xlabel: str):
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     save(figure, path)
+
+
+def _above(losses: list[float], floor: float) -> np.ndarray:
+    """What is left above `floor`; nothing where a logarithm could not show it."""
+    left = np.array(losses) - floor
+    return np.where(left > 1e-6, left, np.nan)
 
 
 def bands(losses: np.ndarray) -> dict[str, np.ndarray]:
