@@ -8,6 +8,7 @@ device works on its members in turn ("map") or at once ("vmap"). "half retired" 
 update, for each member still running, once half of them have left.
 """
 
+# ruff: noqa: E402  (the number of devices is set before they are looked at)
 import argparse
 import dataclasses
 import json
@@ -21,13 +22,11 @@ jax.config.update("jax_num_cpu_devices", CORES)
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from actjax.training import make_chunk, make_train_step
+from actjax.training import make_chunk
 from actjax.training.state import own_state
 from actjax.training.sweep import BATCHING, stack_states, sweep
 from experiments import parity, run
-from experiments.network import make_network
 from experiments.sweep import make_member
 
 
@@ -63,12 +62,12 @@ def measure(arguments) -> list[dict]:
     states, keys = stack_states(make_state, seeds, taus), jax.vmap(jax.random.key)(seeds)
     chunk = make_chunk(train_step, updates)
 
-    def one_by_one(devices):
+    def one_by_one():
         for member in range(size):
             state = own_state(jax.tree.map(lambda leaf, m=member: leaf[m], states))
             jax.block_until_ready(chunk(state, keys[member], ())[0])
 
-    rows = [timed("one by one", one_by_one, None, size * updates, arguments.repeats)]
+    rows = [timed("one by one", one_by_one, size * updates, arguments.repeats)]
     for devices in (jax.devices()[:1], jax.devices()):
         for batching in BATCHING:
             name = f"sweep, {batching}, {len(devices)} device" + "s" * (len(devices) > 1)
@@ -78,18 +77,24 @@ def measure(arguments) -> list[dict]:
                 half = np.arange(size) % 2 == 0
                 rows.append(
                     timed_sweep(
-                        f"{name}, half retired", train_step, states, keys, updates, batching,
-                        devices, half,
+                        f"{name}, half retired",
+                        train_step,
+                        states,
+                        keys,
+                        updates,
+                        batching,
+                        devices,
+                        half,
                     )
                 )
     return rows
 
 
-def timed(name, function, argument, count, repeats) -> dict:
+def timed(name, function, count, repeats) -> dict:
     times = []
     for _ in range(1 + repeats):
         began = time.perf_counter()
-        function(argument)
+        function()
         times.append(time.perf_counter() - began)
     return {"name": name, "ms": 1e3 * min(times[1:]) / count, "first_call_s": times[0]}
 
