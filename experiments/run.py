@@ -105,7 +105,7 @@ def finish(
         "evaluation": scalars,
         "wall_time_seconds": last["seconds"],
         "config": as_json(experiment, options),
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         **environment(),
     }
     if options.model == "act":
@@ -113,6 +113,17 @@ def finish(
         summary["advice"] = advice
     training.write_json(folder / SUMMARY, summary)
     return summary
+
+
+def command(argv: list[str]) -> str:
+    """The command line that gives a run again: without the place where this one was kept."""
+    words, places = [], iter(argv)
+    for word in places:
+        if word == "--out":
+            next(places, None)
+        elif word != "--resume" and not word.startswith("--out="):
+            words.append(word)
+    return shlex.join(["python", "-m", "experiments", *words])
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actjax import training
-from experiments import data, demo, figures, parity, wikipedia
+from experiments import data, demo, figures, parity, run, wikipedia
 from experiments.__main__ import main
 
 SMALL = ["--hidden", "8", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "1"]
@@ -108,6 +108,12 @@ def test_the_demo_says_when_a_difference_is_within_noise():
     assert demo.compare([3.0, 3.2], [3.2, 3.4]) == "-0.200 +- 0.000"
     assert demo.compare([3.0, 3.4], [3.2, 3.3]) == "-0.050 +- 0.150, within noise"
     assert demo.compare([3.0], [3.2]) == "-0.200 (one seed: noise unknown)"
+
+
+def test_a_recorded_command_names_no_folder():
+    argv = ["parity", "--out", "/some/where", "--tau", "0.1", "--resume"]
+    assert run.command(argv) == "python -m experiments parity --tau 0.1"
+    assert run.command(["parity", "--out=/some/where"]) == "python -m experiments parity"
 
 
 def test_ponder_by_kind_of_byte():
