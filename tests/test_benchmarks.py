@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ponder
 
-    return ponder
+    jax.config.update("jax_disable_most_optimizations", True)  # compilation is most of the test
+    yield ponder
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_quick_run(benchmark, tmp_path, capsys):
