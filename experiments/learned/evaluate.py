@@ -67,9 +67,11 @@ def summarise(losses: np.ndarray) -> dict[str, Any]:
     for step in (m for m in MILESTONES if m <= losses.shape[1]):
         here = losses[:, step - 1].astype(np.float64)
         low, median, high = np.quantile(here, (0.1, 0.5, 0.9))
+        with np.errstate(invalid="ignore"):  # a baseline may have diverged on some problem
+            error = here.std() / np.sqrt(len(here))
         rows[str(step)] = {
             "mean": float(here.mean()),
-            "standard_error": float(here.std() / np.sqrt(len(here))),
+            "standard_error": float(error),
             "median": float(median),
             "quantile_10": float(low),
             "quantile_90": float(high),
@@ -228,8 +230,17 @@ def write(
         **run.environment(),
     }
     path = folder / "result.json"
-    training.write_json(path, result)
+    training.write_json(path, finite(result))
     return path
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON cannot hold: the mean of a baseline that diverged, say."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def command() -> str:

@@ -43,6 +43,8 @@ def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, np.ndarray]], *,
                 steps, rows["low"], rows["high"], color="black", alpha=0.12, label="10 to 90 %"
             )
     axes.set(xlabel="optimization step", ylabel=ylabel, yscale="log")
+    # A baseline that diverges on a few problems leaves through the top.
+    axes.set_ylim(top=3 * max(float(rows["mean"][0]) for rows in curves.values()))
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.3)
     save(figure, path)
