@@ -96,7 +96,12 @@ def test_gates_have_the_derivative_of_their_formula():
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: lstm_optimizer(network()), act])
+def unhalted():
+    """An ACT optimizer that never stops."""
+    return act(stop=lambda belief: belief.count < 0)
+
+
+@pytest.mark.parametrize("make", [lambda: lstm_optimizer(network()), unhalted])
 def test_optax_contract(make):
     gradients = jax.tree.map(lambda p: jnp.cos(p), PARAMS)
     updates, state = run(make(), PARAMS, gradients)
