@@ -83,6 +83,7 @@ def test_plain_and_packed_files_give_the_same_bytes(tmp_path):
         (gzip.compress(WORDS)[:-20], "is truncated or damaged and cannot be unpacked"),
         (b"PK\x03\x04 and no more", "is truncated or damaged and cannot be unpacked"),
     ],
+    ids=["missing", "empty", "empty-bz2", "cut-bz2", "cut-gzip", "cut-zip"],
 )
 def test_a_file_that_cannot_serve_is_refused_in_one_sentence(tmp_path, content, sentence):
     path = tmp_path / "corpus"
