@@ -1,4 +1,4 @@
-"""The texts to train on: one shipped with the repository, one to download, or any file."""
+"""The data to train on: shipped with the repository, downloaded, or any file."""
 
 import hashlib
 import os
@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from actjax.tasks import text
+from actjax.tasks import prices, text
 
 EMBEDDED = pathlib.Path(__file__).with_name("enwiki.xml.bz2")
+DAILY_CLOSES = pathlib.Path(__file__).with_name("etf_daily_closes.csv.gz")
 
 
 class Download(NamedTuple):
@@ -44,6 +45,19 @@ def load_text(source: str) -> np.ndarray:
     if source in DOWNLOADS and not pathlib.Path(source).exists():
         return text.read(download(source, DOWNLOADS[source], cache_folder()))
     return text.read(source)
+
+
+def load_prices(source: str) -> prices.Prices:
+    """Prices of several instruments.
+
+    Args:
+      source: "etf" for the daily closes of 22 ETFs shipped with the repository, or the path of a
+        file as `prices.read` wants it.
+
+    Raises:
+      ValueError: where the file cannot serve.
+    """
+    return prices.read(DAILY_CLOSES if source == "etf" else source)
 
 
 def cache_folder() -> pathlib.Path:

@@ -1,0 +1,378 @@
+"""Classes of price changes (LFACT 2020, section 4.1): what moves how far, for many instruments.
+
+The way of the data: `read` a file, take `walk_forward` splits of it, `prepare` one of them, then
+`sample` windows to train on and take all `windows` of a period to measure.
+
+    prices [n + 1, K] -> returns [n, K] -> standardised with the training part's mean and deviation
+        inputs  float32 [n, K]: the standardised returns z of all K instruments
+        classes int32   [n, K]: where z lies among the thresholds, -2, -1, 1 and 2 deviations
+
+Nothing looks ahead: a mean or deviation knows the training part alone, a window's inputs end
+before the first change it predicts, and no training window reaches into a later period.
+"""
+
+import csv
+import datetime
+import io
+import itertools
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from actjax.tasks import text
+from actjax.tasks.batch import Batch
+from actjax.tasks.ranges import check_batch_size
+
+MODES = ("rnn", "seq2seq")
+UNITS = ("rows", "weeks")
+THRESHOLDS = (-2.0, -1.0, 1.0, 2.0)
+
+
+class Prices(NamedTuple):
+    """A file of prices.
+
+    Attributes:
+      dates: datetime64[s] [n + 1], ascending.
+      names: the K instruments.
+      values: float64 [n + 1, K], above 0.
+    """
+
+    dates: np.ndarray
+    names: tuple[str, ...]
+    values: np.ndarray
+
+
+class Split(NamedTuple):
+    """One instance of the walk forward: places of returns; return i is that of `dates[i + 1]`."""
+
+    train: range
+    validation: range
+    test: range
+
+
+class Series(NamedTuple):
+    """Consecutive returns as a network sees them.
+
+    Attributes:
+      inputs: float32 [n, K], standardised returns.
+      classes: int32 [n, K], 0 to the number of thresholds.
+    """
+
+    inputs: Array
+    classes: Array
+
+
+class Instance(NamedTuple):
+    """A split ready to train on; validation and test begin with the rows their first target needs.
+
+    Attributes:
+      train, validation, test: `Series`.
+      mean: float64 [K], of the training returns.
+      deviation: float64 [K], their standard deviation.
+    """
+
+    train: Series
+    validation: Series
+    test: Series
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def sample(
+    key: Array,
+    batch_size: int,
+    *,
+    series: Series,
+    window: int = 20,
+    mode: str = "rnn",
+    horizon: int = 10,
+) -> Batch:
+    """Draws windows at uniformly random places of `series`.
+
+    Args:
+      key: PRNG key.
+      batch_size: B, the number of windows.
+      series: what to draw from, `Instance.train`; on the device already, it stays there.
+      window: T, the input steps of a window.
+      mode: "rnn" to predict the next row's classes at every input step, "seq2seq" to predict those
+        of the `horizon` rows behind the window.
+      horizon: rows to predict in mode "seq2seq".
+
+    Returns:
+      Batch: inputs [B, T, K]; targets int32 [B, S, K] and mask [B, S] all ones, for the S
+      prediction steps, T in mode "rnn" and `horizon` in mode "seq2seq"; lengths [B] = T;
+      difficulty [B, T] zero (prices have none).
+
+    Raises:
+      ValueError: for a size below 1, an unknown mode, or a series shorter than a window.
+
+    Example:
+      >>> rows = jnp.arange(30)[:, None]
+      >>> series = Series(inputs=rows.astype(jnp.float32), classes=rows % 5)
+      >>> batch = sample(jax.random.key(0), 2, series=series, window=4, mode="seq2seq", horizon=3)
+      >>> batch.inputs.shape, batch.targets.shape
+      ((2, 4, 1), (2, 3, 1))
+      >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
+      True
+    """
+    check_batch_size(batch_size)
+    lead, count = steps(window, mode, horizon)
+    places = _check_span(len(series.classes), lead + count)
+    start = jax.random.randint(key, (batch_size,), 0, places)
+    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
+
+
+def windows(series: Series, *, window: int = 20, mode: str = "rnn", horizon: int = 10) -> Batch:
+    """All windows of `series` in their order, one a row, for evaluation; arguments as in `sample`.
+
+    Example:
+      >>> rows = jnp.arange(8)[:, None]
+      >>> batch = windows(Series(inputs=rows * 1.0, classes=rows), window=3)
+      >>> batch.inputs[:, :, 0].tolist()[:2], batch.targets[:, :, 0].tolist()[:2]
+      ([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], [[1, 2, 3], [2, 3, 4]])
+      >>> len(batch.inputs), int(batch.targets.max())
+      (5, 7)
+    """
+    lead, count = steps(window, mode, horizon)
+    start = jnp.arange(_check_span(len(series.classes), lead + count))
+    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
+
+
+def windows_at(series: Series, start: Array, *, window: int, mode: str, horizon: int) -> Batch:
+    """The windows whose first rows are `start`, int [B]; the caller keeps them inside `series`."""
+    lead, count = steps(window, mode, horizon)
+    targets = series.classes[start[:, None] + lead + jnp.arange(count)]
+    none = jnp.zeros((len(start), window), jnp.int32)
+    return Batch(
+        inputs=series.inputs[start[:, None] + jnp.arange(window)],
+        targets=targets,
+        mask=jnp.ones(targets.shape[:2], bool),
+        lengths=none[:, 0] + window,
+        difficulty=none,
+    )
+
+
+def steps(window: int, mode: str, horizon: int) -> tuple[int, int]:
+    """Rows from a window's first input to its first target, and its number of targets."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
+    for name, value in (("window", window), ("horizon", horizon)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    return (1, window) if mode == "rnn" else (window, horizon)
+
+
+def walk_forward(
+    prices: Prices,
+    *,
+    train: int = 1000,
+    validation: int = 125,
+    test: int = 125,
+    instances: int = 3,
+    unit: str = "rows",
+) -> list[Split]:
+    """Instances that move forward: train, the validation right after it, the test right after that.
+
+    Each begins a test period later than the one before, so that no row is tested twice, and the
+    last ends with the file. The defaults are for daily data: four years to train on, half a year
+    each to validate and to test. The paper's, for 5-minute data, are `train=50, validation=1,
+    test=1, unit="weeks"`.
+
+    Args:
+      prices: n + 1 rows.
+      train, validation, test: lengths of the periods.
+      instances: how many.
+      unit: what lengths count: "rows" (returns), or "weeks" from Monday to Sunday that have any.
+
+    Raises:
+      ValueError: for a length below 1, an unknown unit, or too few rows.
+
+    Example:
+      >>> ten = Prices(np.arange(10).astype("datetime64[D]"), ("A",), np.ones((10, 1)))
+      >>> for split in walk_forward(ten, train=4, validation=1, test=2, instances=2):
+      ...     print(*split)
+      range(0, 4) range(4, 5) range(5, 7)
+      range(2, 6) range(6, 7) range(7, 9)
+    """
+    lengths = {"train": train, "validation": validation, "test": test, "instances": instances}
+    for name, value in lengths.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if unit not in UNITS:
+        raise ValueError(f"unit is {unit!r}; it must be one of {', '.join(UNITS)}")
+    size = len(prices.dates) - 1
+    edges = np.arange(size + 1)
+    if unit == "weeks":
+        monday = np.datetime64("1969-12-29")
+        week = (prices.dates[1:].astype("datetime64[D]") - monday).astype(int) // 7
+        edges = np.array([0, *(np.flatnonzero(np.diff(week)) + 1), size])
+    have, need = len(edges) - 1, train + validation + instances * test
+    if have < need:
+        raise ValueError(
+            f"prices have {have} {unit} of returns; {instances} instances of train = {train}, "
+            f"validation = {validation} and test = {test} need {need}"
+        )
+    splits = []
+    for later in reversed(range(instances)):
+        end = have - later * test
+        places = [end - test - validation - train, end - test - validation, end - test, end]
+        splits.append(Split(*(range(*edges[pair].tolist()) for pair in _pairs(places))))
+    return splits
+
+
+def prepare(
+    prices: Prices,
+    split: Split,
+    *,
+    window: int = 20,
+    mode: str = "rnn",
+    horizon: int = 10,
+    thresholds: tuple[float, ...] = THRESHOLDS,
+) -> Instance:
+    """Standardises and classifies the returns of one split.
+
+    A return is the logarithm of the ratio of two consecutive prices. Each instrument's mean and
+    standard deviation come from the training rows alone. A class is the number of thresholds at or
+    below the standardised return: with the default ones 2 is a change of less than one deviation
+    from the mean, 3 and 4 are rises of at least one and two, 1 and 0 falls of more than one and
+    two. (The paper says five classes, one of which is "within one standard deviation".)
+
+    All targets of a window of validation and test lie in their period; its inputs may begin before
+    it, as a forecast's would.
+
+    Args:
+      prices, split: from `read` and `walk_forward`.
+      window, mode, horizon: as in `sample`.
+      thresholds: in standard deviations, ascending.
+
+    Raises:
+      ValueError: for thresholds that do not ascend, a period shorter than a window's targets, or an
+        instrument whose price does not change during training.
+    """
+    lead, count = steps(window, mode, horizon)
+    if len(thresholds) < 1 or not all(low < high for low, high in _pairs(thresholds)):
+        raise ValueError(f"thresholds are {thresholds}; they must be ascending, at least one")
+    for name, rows, least in zip(Split._fields, split, (lead + count, count, count), strict=True):
+        if len(rows) < least:
+            raise ValueError(f"{name} has {len(rows)} rows; a window needs at least {least} of it")
+    returns = np.diff(np.log(prices.values), axis=0)
+    training = returns[split.train.start : split.train.stop]
+    mean, deviation = training.mean(0), training.std(0)
+    if not (deviation > 0).all():
+        name = prices.names[int(np.argmin(deviation))]
+        raise ValueError(f"column {name!r} does not change during training: no deviation to go by")
+
+    def series(rows: range, history: int) -> Series:
+        z = (returns[rows.start - history : rows.stop] - mean) / deviation
+        classes = np.searchsorted(thresholds, z, side="right")
+        return Series(z.astype(np.float32), classes.astype(np.int32))
+
+    later = (series(rows, lead) for rows in split[1:])
+    return Instance(series(split.train, 0), *later, mean, deviation)
+
+
+def read(path: str | pathlib.Path) -> Prices:
+    """Reads a CSV file of prices: plain, or packed as gzip or bzip2.
+
+    The first row names the columns, the first column holds ISO 8601 dates or timestamps in
+    ascending order, and each other column the prices of one instrument.
+
+    Raises:
+      ValueError: where the file cannot be read or a cell cannot serve; it names the row, counting
+        the header as row 1, and the column.
+    """
+    (_, header), *body = _rows(path)
+    names = [name.strip() for name in header]
+    _check_header(path, names)
+    if len(body) < 2:
+        raise ValueError(f"data file {str(path)!r} has {len(body)} rows of prices; it needs 2")
+    dates, values = [], np.empty((len(body), len(names) - 1))
+    for place, (number, cells) in enumerate(body):
+        where = f"data file {str(path)!r}, row {number}"
+        if len(cells) != len(names):
+            raise ValueError(f"{where}: it has {len(cells)} cells, the header has {len(names)}")
+        dates.append(_date(cells[0], f"{where}, column {names[0]!r}"))
+        if place and dates[-1] <= dates[-2]:
+            fault = (
+                "is there twice" if dates[-1] == dates[-2] else "is before that of the row above"
+            )
+            raise ValueError(f"{where}, column {names[0]!r}: the date {cells[0]} {fault}")
+        values[place] = _prices(cells[1:], names[1:], where)
+    return Prices(np.array(dates, "datetime64[s]"), tuple(names[1:]), values)
+
+
+def _rows(path: str | pathlib.Path) -> list[tuple[int, list[str]]]:
+    """The rows of a file that are not blank, at least one, each with its number."""
+    try:
+        plain = text.read(path).tobytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {str(path)!r} is not text in UTF-8: {error.reason}") from error
+    reader = csv.reader(io.StringIO(plain, newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise ValueError(f"data file {str(path)!r}, row {reader.line_num}: {error}") from error
+    return rows or [(1, [])]
+
+
+def _check_header(path: str | pathlib.Path, names: list[str]):
+    where = f"data file {str(path)!r}, row 1"
+    if len(names) < 2:
+        raise ValueError(f"{where}: it has {len(names)} columns; it needs a date and an instrument")
+    for place, name in enumerate(names, 1):
+        if not name or _is_number(name):
+            raise ValueError(f"{where}, column {place}: {name!r} is no name of an instrument")
+        if name in names[: place - 1]:
+            raise ValueError(f"{where}, column {place}: the name {name!r} is there twice")
+
+
+def _date(cell: str, where: str) -> datetime.datetime:
+    try:
+        date = datetime.datetime.fromisoformat(cell.strip())
+    except ValueError:
+        raise ValueError(f"{where}: {cell!r} is not a date such as 2008-01-02 09:35") from None
+    return date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+
+
+def _prices(cells: list[str], names: list[str], where: str) -> list[float]:
+    try:
+        values = [float(cell) for cell in cells]
+        if all(0 < value < math.inf for value in values):
+            return values
+    except ValueError:
+        pass
+    for cell, name in zip(cells, names, strict=True):  # at least one of them is at fault
+        if not cell.strip():
+            raise ValueError(f"{where}, column {name!r}: it is empty, and every row needs a price")
+        if not _is_number(cell):
+            raise ValueError(f"{where}, column {name!r}: {cell!r} is not a price")
+        if not 0 < float(cell) < math.inf:
+            raise ValueError(
+                f"{where}, column {name!r}: the price {cell} is not above 0 and finite"
+            )
+    raise AssertionError("unreachable")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _pairs(values) -> Iterator[list]:
+    return map(list, itertools.pairwise(values))
+
+
+def _check_span(rows: int, span: int) -> int:
+    """The number of windows of `span` rows that start at different places."""
+    if rows < span:
+        raise ValueError(f"series has {rows} rows; a window with its targets needs {span}")
+    return rows - span + 1

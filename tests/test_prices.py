@@ -1,0 +1,234 @@
+"""The prices task: files good and bad, the walk forward, no look-ahead, and F1."""
+
+import gzip
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from actjax import f1
+from actjax.tasks import prices
+from experiments.data import load_prices
+
+NAMES = ("AAA", "BBB", "CCC")
+
+
+def random_prices(rows=120, seed=0):
+    walk = np.random.default_rng(seed).normal(0, 0.01, (rows, len(NAMES))).cumsum(0)
+    days = np.datetime64("2020-01-01T00:00:00") + np.arange(rows) * np.timedelta64(1, "D")
+    return prices.Prices(days, NAMES, np.exp(walk))
+
+
+def write(path, rows):
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    return path
+
+
+def table(rows=5):
+    days = [f"2020-01-{day:02}" for day in range(1, rows + 1)]
+    return [["Date", *NAMES], *([day, "1.5", "2", "3e1"] for day in days)]
+
+
+def test_the_prices_shipped_are_22_etfs_without_gaps():
+    found = load_prices("etf")
+    assert found.values.shape == (2141, 22) and len(set(found.names)) == 22
+    assert str(found.dates[0])[:10] == "2008-01-02" and str(found.dates[-1])[:10] == "2016-07-01"
+    assert (np.diff(found.dates) > np.timedelta64(0)).all() and (found.values > 0).all()
+    splits = prices.walk_forward(found)
+    assert [len(part) for part in splits[0]] == [1000, 125, 125]
+
+
+def test_plain_and_packed_files_and_timestamps(tmp_path):
+    rows = table()
+    for minute, row in enumerate(rows[1:]):
+        row[0] = f"2020-01-01 09:{minute * 5:02}:00"
+    plain = write(tmp_path / "a.csv", rows)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    for found in (prices.read(plain), prices.read(tmp_path / "a.csv.gz")):
+        assert found.names == NAMES
+        np.testing.assert_array_equal(found.values, [[1.5, 2, 30]] * 5)
+        np.testing.assert_array_equal(np.diff(found.dates).astype(int), 300)
+
+
+def test_timestamps_of_several_zones_are_put_in_order(tmp_path):
+    rows = table(2)
+    rows[1][0], rows[2][0] = "2020-01-01T09:00:00+08:00", "2020-01-01T09:00:00+05:00"
+    found = prices.read(write(tmp_path / "a.csv", rows))
+    assert np.diff(found.dates).astype(int).tolist() == [3 * 3600]
+    with pytest.raises(ValueError, match=r"row 3, column 'Date': the date .* is before that of"):
+        prices.read(write(tmp_path / "b.csv", [rows[0], rows[2], rows[1]]))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "cell", "sentence"),
+    [
+        (3, 2, "", "row 3, column 'BBB': it is empty, and every row needs a price"),
+        (3, 2, "n/a", "row 3, column 'BBB': 'n/a' is not a price"),
+        (2, 1, "0", "row 2, column 'AAA': the price 0 is not above 0 and finite"),
+        (6, 3, "-1.5", "row 6, column 'CCC': the price -1.5 is not above 0 and finite"),
+        (4, 1, "nan", "row 4, column 'AAA': the price nan is not above 0 and finite"),
+        (4, 0, "2020-01-02", "row 4, column 'Date': the date 2020-01-02 is there twice"),
+        (5, 0, "2020-01-02", "row 5, column 'Date': the date 2020-01-02 is before that of the row"),
+        (4, 0, "soon", "row 4, column 'Date': 'soon' is not a date such as"),
+        (1, 2, "AAA", "row 1, column 3: the name 'AAA' is there twice"),
+        (1, 2, "1.5", "row 1, column 3: '1.5' is no name of an instrument"),
+        (4, 3, "1,2", "row 4: it has 5 cells, the header has 4"),
+    ],
+)
+def test_a_cell_that_cannot_serve_is_refused_by_row_and_column(
+    tmp_path, row, column, cell, sentence
+):
+    rows = table()
+    rows[row - 1][column] = cell
+    with pytest.raises(ValueError) as refusal:
+        prices.read(write(tmp_path / "p.csv", rows))
+    assert sentence in str(refusal.value) and "p.csv" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "row 1: it has 0 columns; it needs a date and an instrument"),
+        (b"Date,A\n2020-01-01,1\n", "has 1 rows of prices; it needs 2"),
+        (b"Date,\xff\n", "is not text in UTF-8"),
+        (b'Date,A\n2020-01-01,"1\n', "row 2: unexpected end of data"),
+        (gzip.compress(b"Date,A\n" * 50)[:-9], "is truncated or damaged"),
+    ],
+    ids=["empty", "blank", "short", "latin", "quote", "cut-gzip"],
+)
+def test_a_file_that_cannot_serve_is_refused(tmp_path, content, sentence):
+    (tmp_path / "p.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        prices.read(tmp_path / "p.csv")
+
+
+def test_instances_move_forward_and_no_row_is_tested_twice():
+    splits = prices.walk_forward(random_prices(), train=40, validation=10, test=15)
+    for split in splits:
+        assert [len(part) for part in split] == [40, 10, 15]
+        assert split.train.stop == split.validation.start
+        assert split.validation.stop == split.test.start
+    assert [split.test for split in splits] == [range(74, 89), range(89, 104), range(104, 119)]
+
+
+def test_instances_in_weeks_begin_on_mondays():
+    found = random_prices(91)  # 90 daily returns from Thursday 2020-01-02 on: 13 weeks and a bit
+    (split,) = prices.walk_forward(found, train=4, validation=1, test=2, instances=1, unit="weeks")
+    assert [len(part) for part in split] == [28, 7, 9]  # the last week has 2 days
+    for part in split:
+        assert found.dates[part.start + 1].astype("datetime64[D]").astype(object).weekday() == 0
+    with pytest.raises(
+        ValueError, match=r"prices have 14 weeks of returns; 3 instances .* need 53"
+    ):
+        prices.walk_forward(found, train=49, validation=1, test=1, unit="weeks")
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match=r"119 rows of returns; 3 instances of .* need 1500"):
+        prices.walk_forward(random_prices())
+    split = prices.Split(range(20), range(20, 29), range(29, 60))
+    with pytest.raises(ValueError, match="train has 20 rows; a window needs at least 21"):
+        prices.prepare(random_prices(), split)
+    split = split._replace(train=range(30))
+    with pytest.raises(ValueError, match="validation has 9 rows; a window needs at least 10"):
+        prices.prepare(random_prices(), split, mode="seq2seq")
+    still = random_prices()
+    still.values[:31, 1] = 1.5
+    with pytest.raises(ValueError, match="column 'BBB' does not change during training"):
+        prices.prepare(still, split, window=5)
+
+
+@pytest.mark.parametrize("mode", prices.MODES)
+def test_nothing_looks_ahead(mode):
+    found = random_prices()
+    split = prices.walk_forward(found, train=60, validation=20, test=20, instances=1)[0]
+    options = {"window": 6, "mode": mode, "horizon": 3}
+    whole = prices.prepare(found, split, **options)
+    lead, _ = prices.steps(**options)
+    for boundary in (split.train.stop, split.validation.stop):
+        values = found.values.copy()  # prices[boundary] closes the last return before it
+        values[boundary + 1 :] = np.random.default_rng(1).permutation(values[boundary + 1 :])
+        shuffled = prices.prepare(found._replace(values=values), split, **options)
+        np.testing.assert_array_equal(shuffled.mean, whole.mean)
+        np.testing.assert_array_equal(shuffled.deviation, whole.deviation)
+        for name, rows in zip(split._fields, split, strict=True):
+            known = max(0, boundary - rows.start + (0 if name == "train" else lead))
+            for before, after in zip(getattr(whole, name), getattr(shuffled, name), strict=True):
+                np.testing.assert_array_equal(before[:known], after[:known])
+                assert known >= len(before) or (before[known:] != after[known:]).any()
+
+
+@pytest.mark.parametrize("mode", prices.MODES)
+def test_windows_end_before_what_they_predict_and_targets_lie_in_their_period(mode):
+    rows = np.arange(40)[:, None]
+    series = prices.Series(jnp.asarray(rows, jnp.float32), jnp.asarray(rows))
+    options = {"window": 5, "mode": mode, "horizon": 3}
+    batch = prices.windows(series, **options)
+    inputs, targets = np.asarray(batch.inputs)[..., 0], np.asarray(batch.targets)[..., 0]
+    assert targets.max() == 39 and inputs.min() == 0
+    if mode == "rnn":
+        np.testing.assert_array_equal(targets, inputs + 1)
+    else:
+        np.testing.assert_array_equal(targets, inputs[:, -1:] + [1, 2, 3])
+    drawn = prices.sample(jax.random.key(0), 2000, series=series, **options)
+    assert set(np.asarray(drawn.inputs)[:, 0, 0].tolist()) == set(inputs[:, 0].tolist())
+    lead, _ = prices.steps(**options)
+    assert targets.min() == lead  # so that `lead` rows before a period put its first row there
+
+
+def test_thresholds_are_deviations_of_the_training_rows():
+    found = random_prices()
+    split = prices.walk_forward(found, train=60, validation=20, test=20, instances=1)[0]
+    instance = prices.prepare(found, split, thresholds=(-1.5, 0.0))
+    for k in range(len(NAMES)):
+        p = found.values[:, k]
+        change = [float(np.log(p[i + 1] / p[i])) for i in range(len(p) - 1)]
+        training = [change[i] for i in split.train]
+        mean = sum(training) / 60
+        deviation = (sum((r - mean) ** 2 for r in training) / 60) ** 0.5
+        for place, i in enumerate(split.test):
+            z = (change[i] - mean) / deviation
+            assert instance.test.classes[place + 1, k] == (z >= -1.5) + (z >= 0)
+            np.testing.assert_allclose(instance.test.inputs[place + 1, k], z, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"thresholds are .*; they must be ascending"):
+        prices.prepare(found, split, thresholds=(1.0, -1.0))
+
+
+def slow_f1(predictions, targets, classes):
+    scores = []
+    for c in range(classes):
+        pairs = list(zip(predictions, targets, strict=True))
+        right = sum(p == c and t == c for p, t in pairs)
+        claimed, there = sum(p == c for p, _ in pairs), sum(t == c for _, t in pairs)
+        if claimed + there == 0:
+            continue
+        precision = right / claimed if claimed else 0.0
+        recall = right / there if there else 0.0
+        both = precision + recall
+        scores.append(2 * precision * recall / both if both else 0.0)
+    return sum(scores) / len(scores)
+
+
+def test_f1_equals_a_slow_reference():
+    rng = np.random.default_rng(0)
+    targets = rng.choice(5, (40, 3, 4), p=[0.02, 0.1, 0.76, 0.1, 0.02])
+    predictions = np.where(rng.random(targets.shape) < 0.5, targets, 2)
+    targets[:, 0, 0] = predictions[:, 0, 0] = 2  # one class alone, always right
+    predictions[:, 1, 1] = 4  # never right
+    targets[:, 1, 1] = 2
+    mask = rng.random((40, 3)) < 0.8
+    halves = [
+        f1.confusion(*map(jnp.asarray, (predictions[h], targets[h], mask[h])), classes=5)
+        for h in (slice(15), slice(15, None))
+    ]
+    found = f1.f1(halves[0] + halves[1])
+    for s in range(3):
+        for k in range(4):
+            here = mask[:, s]
+            expected = slow_f1(predictions[here, s, k], targets[here, s, k], 5)
+            np.testing.assert_allclose(found[s, k], expected, rtol=1e-6)
+    assert found[0, 0] == 1 and found[1, 1] == 0
+    with pytest.raises(ValueError, match="predictions, targets and mask must be"):
+        f1.confusion(jnp.zeros((2, 3)), jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool), classes=5)
