@@ -6,13 +6,17 @@ from actjax.halting import (
     halting_step,
     halting_weights,
 )
+from actjax.layers import Layers
+from actjax.lfact import LFACT
 from actjax.modules import ACT, RNN, Repeat
-from actjax.unroll import ponder, repeat, unroll
+from actjax.unroll import ponder, repeat, unroll, unroll_layers
 
 __all__ = [
     "ACT",
+    "LFACT",
     "RNN",
     "HaltingWeights",
+    "Layers",
     "Ponder",
     "Repeat",
     "halting_step",
@@ -20,4 +24,5 @@ __all__ = [
     "ponder",
     "repeat",
     "unroll",
+    "unroll_layers",
 ]

@@ -58,6 +58,42 @@ def check_state(state: Any, batch: int) -> None:
         raise ValueError("state must hold at least one array of shape [batch, ...], got none.")
 
 
+def check_layers(layers: Any, batch: int) -> int:
+    """Returns the limit L on layers."""
+    leaves = jax.tree.leaves(getattr(layers, "states", None))
+    count = getattr(layers, "count", None)
+    if not leaves or count is None:
+        raise ValueError(f"layers must be a Layers record, got {type(layers).__name__}.")
+    check_state(layers.states, batch)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if any(len(shape) < 2 or shape[1] != shapes[0][1] for shape in shapes) or shapes[0][1] < 1:
+        raise ValueError(
+            f"layers must hold states of shape [batch, L, ...] with one limit L of at least 1, "
+            f"got shapes {shapes}."
+        )
+    limit = shapes[0][1]
+    if jnp.shape(count) != (batch,) or not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+        raise ValueError(
+            f"layers must count {batch} integers, one a sequence, "
+            f"got shape {jnp.shape(count)} of {jnp.result_type(count)}."
+        )
+    if not isinstance(count, jax.core.Tracer):
+        values = np.asarray(count)
+        if values.min() < 1 or values.max() > limit:
+            bad = int(values.min() if values.min() < 1 else values.max())
+            raise ValueError(f"layers must count between 1 and the limit {limit}, got {bad}.")
+    return limit
+
+
+def check_options(lengths: Any, batch: int, time: int, **counts: int | None) -> None:
+    """Checks what the loops are told beside their arrays; `counts` are positive or None."""
+    for name, value in counts.items():
+        if value is not None:
+            check_positive(name, value)
+    if lengths is not None:
+        check_lengths(lengths, batch, time)
+
+
 def check_lengths(lengths: Any, batch: int, time: int) -> None:
     if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
         raise ValueError(
@@ -73,9 +109,12 @@ def check_lengths(lengths: Any, batch: int, time: int) -> None:
         raise ValueError(f"lengths must lie between 0 and the {time} inputs given, got {bad}.")
 
 
-def check_step(step: Any, params: Any, state: Any, x: Any, first: Any) -> None:
-    """Checks what `step` returns against its contract, without running it."""
-    result = jax.eval_shape(step, params, state, x, first)
+def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:
+    """Checks what `step` returns against its contract, without running it.
+
+    The last of its inputs has one number a row.
+    """
+    result = jax.eval_shape(step, params, state, *inputs)
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"step must return (state, halt), got {type(result).__name__}.")
     new_state, halt = result
@@ -86,7 +125,7 @@ def check_step(step: Any, params: Any, state: Any, x: Any, first: Any) -> None:
             f"step must return a state of the same structure, shapes and dtypes as it was given, "
             f"{before}, got {after}."
         )
-    rows = first.shape
+    rows = inputs[-1].shape
     if getattr(halt, "shape", None) != rows or not jnp.issubdtype(halt.dtype, jnp.floating):
         raise ValueError(
             f"step must return one float halting probability a row, of shape {rows}, got {halt}."

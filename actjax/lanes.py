@@ -16,43 +16,59 @@ from actjax.rows import add, blank, cast, is_float, scale, select, zeros
 
 
 class Lanes(NamedTuple):
-    """The registers of L lanes."""
+    """The registers of the lanes, one row a lane."""
 
-    position: jax.Array  # int32 [L], the input at work: sequence * T + t
-    left: jax.Array  # int32 [L], inputs left in the sequence, this one included; 0: idle
-    n: jax.Array  # int32 [L], ponder steps taken at this input
-    total: jax.Array  # float [L], h^1 + ... + h^n
-    state: list  # [L, ...], s^n
-    mean: list  # [L, ...], p^1 s^1 + ... + p^n s^n
+    position: jax.Array  # int32 [lanes], the input at work: sequence * T + t
+    left: jax.Array  # int32 [lanes], inputs left in the sequence, this one included; 0: idle
+    n: jax.Array  # int32 [lanes], ponder steps taken at this input
+    total: jax.Array  # float [lanes], h^1 + ... + h^n
+    state: list  # [lanes, ...], s^n
+    mean: list  # [lanes, ...], p^1 s^1 + ... + p^n s^n; empty with layers
     taken: jax.Array  # int32, sequences taken from the queue
 
 
 class Record(NamedTuple):
     """What the backward pass needs to know of one iteration, beside the step's residuals."""
 
-    position: jax.Array  # int32 [L]; `Plan.idle` where a lane was idle
-    first: jax.Array  # bool [L], n = 1
-    last: jax.Array  # bool [L], n = N
-    weight: jax.Array  # float [L], p^n
+    position: jax.Array  # int32 [lanes]; `Plan.idle` where a lane was idle
+    n: jax.Array  # int32 [lanes]
+    last: jax.Array  # bool [lanes], n = N
+    weight: jax.Array  # float [lanes], p^n
 
 
 class Outputs(NamedTuple):
-    """What the loop writes, zeros where nothing was pondered."""
+    """What the loop writes, zeros where nothing was pondered; rows are `Plan.output_rows`.
 
-    states: list  # [B * T, ...]
-    steps: jax.Array  # int32 [B * T]
-    remainder: jax.Array  # float [B * T]
+    With layers, a sequence's rows begin with what it starts from, and the loop reads here what the
+    input before left behind.
+    """
+
+    states: list  # [rows, ...] mean-field states; with layers [rows, L, ...], s^1 .. s^N
+    steps: jax.Array  # int32 [rows]
+    remainder: jax.Array  # float [rows]
+
+
+class Emitted(NamedTuple):
+    """What one iteration has for the outputs."""
+
+    position: jax.Array  # int32 [lanes], the input at work; `Plan.idle` where a lane was idle
+    halted: jax.Array  # bool [lanes], whether it is done with
+    states: list  # [lanes, ...], the mean-field state; with layers s^n
+    n: jax.Array  # int32 [lanes]
+    remainder: jax.Array  # float [lanes]
 
 
 class Cotangents(NamedTuple):
     """The registers of the lanes on their way back."""
 
-    state: list  # [L, ...], of s^n
-    mean: list  # [L, ...], of the mean-field state of the input at work
-    last_weight: jax.Array  # float [L], of p^N there
-    x: list  # [L, ...], of the input at work, so far
+    state: list  # [lanes, ...], of s^n
+    mean: list  # [lanes, ...], of the mean-field state of the input at work
+    last_weight: jax.Array  # float [lanes], of p^N there
+    x: list  # [lanes, ...], of the input at work, so far
     xs: list  # [B * T, ...], of the inputs done
     initial: list  # [B, ...], of the initial states of the sequences done; only with a queue
+    below: list  # [lanes, L, ...], of the layers that the input at work looks at, so far
+    layers: list  # [rows, L, ...], of `Outputs.states`; both only with layers
 
 
 def start(plan: Plan, data: Data, zero: jax.Array) -> Lanes:
@@ -65,41 +81,65 @@ def start(plan: Plan, data: Data, zero: jax.Array) -> Lanes:
         n=blank(zero, (plan.lanes,), jnp.int32),
         total=blank(zero, (plan.lanes,), halting_dtype(plan.split.halt_dtype)),
         state=state,
-        mean=[blank(zero, leaf.shape, halting_dtype(leaf.dtype)) for leaf in state],
+        mean=[] if plan.layers else _blank_mean(state, zero),
         taken=zero.astype(jnp.int32) + plan.lanes,
     )
 
 
-def no_outputs(plan: Plan, lanes: Lanes, zero: jax.Array) -> Outputs:
-    return Outputs(
-        states=[blank(zero, (plan.idle, *s.shape[1:]), s.dtype) for s in lanes.state],
-        steps=blank(zero, (plan.idle,), jnp.int32),
-        remainder=blank(zero, (plan.idle,), lanes.total.dtype),
+def _blank_mean(state: list, zero: jax.Array) -> list:
+    return [blank(zero, leaf.shape, halting_dtype(leaf.dtype)) for leaf in state]
+
+
+def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs:
+    rows = plan.output_rows
+    shapes = [s.shape[1:] for s in (data.below if plan.layers else lanes.state)]
+    outputs = Outputs(
+        [blank(zero, (rows, *s), leaf.dtype) for s, leaf in zip(shapes, lanes.state, strict=True)],
+        steps=blank(zero, (rows,), jnp.int32),
+        remainder=blank(zero, (rows,), lanes.total.dtype),
     )
+    if not plan.layers:
+        return outputs
+    begin = jnp.arange(plan.batch) * (plan.time + 1)
+    put = lambda leaf, before: leaf.at[begin].set(before.astype(leaf.dtype))  # noqa: E731
+    states = list(map(put, outputs.states, data.below))
+    return outputs._replace(states=states, steps=put(outputs.steps, data.count))
 
 
-def advance(plan: Plan, fixed: list, data: Data, lanes: Lanes):
+def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
+    """What the step is given beside its state: x and, with layers, those below, their count, n."""
+    x = [plan.take(leaf, position) for leaf in data.xs]
+    if not plan.layers:
+        return x
+    row = plan.output_row(position) - 1
+    read = lambda leaf: leaf.at[row].get(mode="clip")  # noqa: E731
+    return [*x, *map(read, outputs.states), read(outputs.steps), n]
+
+
+def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes):
     """Takes a ponder step on every lane: ``(lanes, emitted, record, residuals)``.
 
-    `emitted` holds the arguments of `emit`; `record` and `residuals` are for `retreat`.
+    `emitted` is for `emit`; `record` and `residuals` are for `retreat`.
     """
     live = lanes.left > 0
-    first = lanes.n == 0
-    x = [plan.take(leaf, lanes.position) for leaf in data.xs]
-    new, halt, residuals = plan.split.forward(fixed, lanes.state, x, first)
-    halt = halt.astype(lanes.total.dtype)
     n = lanes.n + 1
+    x = _inputs(plan, data, outputs, lanes.position, n)
+    new, halt, residuals = plan.split.forward(fixed, lanes.state, x, n == 1)
+    halt = halt.astype(lanes.total.dtype)
     weight, last = halting_step(
         halt, lanes.total, n, max_steps=plan.max_steps, epsilon=plan.epsilon
     )
-    mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(lanes.mean, new, strict=True)]
-    result = cast(mean, new)
+    if plan.layers:
+        mean, result = [], new
+    else:
+        mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(lanes.mean, new, strict=True)]
+        result = cast(mean, new)
     halted = last & live
 
-    record = Record(jnp.where(live, lanes.position, plan.idle), first, last, weight)
-    emitted = jnp.where(halted, lanes.position, plan.idle), result, n, weight
+    record = Record(jnp.where(live, lanes.position, plan.idle), n, last, weight)
+    emitted = Emitted(record.position, halted, result, n, weight)
 
-    state = select(live, select(last, result, new), lanes.state)
+    state = select(live, new if plan.layers else select(last, result, new), lanes.state)
     position = lanes.position + halted.astype(jnp.int32)
     left = lanes.left - halted.astype(jnp.int32)
     taken = lanes.taken
@@ -124,15 +164,32 @@ def advance(plan: Plan, fixed: list, data: Data, lanes: Lanes):
     return lanes, emitted, record, residuals
 
 
-def emit(plan: Plan, outputs: Outputs, position, result, n, remainder) -> Outputs:
-    """Writes what the lanes that halted have found."""
-    put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
-    states = [put(leaf, rows) for leaf, rows in zip(outputs.states, result, strict=True)]
-    return Outputs(states, put(outputs.steps, n), put(outputs.remainder, remainder))
+def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
+    """Writes what the lanes that halted have found and, with layers, every lane's new layer."""
+    position, halted, states, n, remainder = emitted
+    position = jnp.where(halted, position, plan.idle)
+    if not plan.layers:
+        put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
+        return Outputs(
+            list(map(put, outputs.states, states)),
+            put(outputs.steps, n),
+            put(outputs.remainder, remainder),
+        )
+    row = plan.output_row(emitted.position)
+    put_layer = lambda leaf, rows: leaf.at[row, n - 1].set(rows, mode="drop")  # noqa: E731
+    row_done = plan.output_row(position)
+    put = lambda leaf, rows: leaf.at[row_done].set(rows, mode="drop")  # noqa: E731
+    return Outputs(
+        list(map(put_layer, outputs.states, states)),
+        put(outputs.steps, n),
+        put(outputs.remainder, remainder),
+    )
 
 
 def final_state(plan: Plan, data: Data, lanes: Lanes, outputs: Outputs) -> list:
-    """The state after each sequence's last input, ``[B, ...]``."""
+    """The state after each sequence's last input, ``[B, ...]``; with layers they tell it."""
+    if plan.layers:
+        return []
     if not plan.queued:
         return lanes.state
     last = _last_input(plan, data)
@@ -153,8 +210,16 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
       d_final: cotangents of `final_state`.
       d_states: cotangents of `Outputs.states`, None where there is none.
     """
-    d_state, d_initial = d_final, []
-    if plan.queued:  # the final states were read from the outputs
+    d_state, d_initial, d_below, d_layers = d_final, [], [], []
+    if plan.layers:
+        shapes = [(plan.output_rows, *leaf.shape[1:]) for leaf in data.below]
+        blanks = [blank(zero, s, leaf.dtype) for s, leaf in zip(shapes, data.state, strict=True)]
+        d_layers = [b if d is None else d for d, b in zip(d_states, blanks, strict=True)]
+        d_below = [blank(zero, (plan.lanes, *b.shape[1:]), b.dtype) for b in blanks]
+        rows = lambda count, d: blank(zero, (count, *d.shape[1:]), d.dtype)  # noqa: E731
+        d_state = [rows(plan.lanes, leaf) for leaf in data.state]
+        d_initial = [rows(plan.batch, leaf) for leaf in data.state] if plan.queued else []
+    elif plan.queued:  # the final states were read from the outputs
         last = _last_input(plan, data)
         whole = [blank(zero, (plan.idle, *d.shape[1:]), d.dtype) for d in d_final]
         d_states = [b if d is None else d for d, b in zip(d_states, whole, strict=True)]
@@ -165,19 +230,31 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
     rows = [] if plan.resident else xs
     back = Cotangents(
         state=d_state,
-        mean=[blank(zero, d.shape, halting_dtype(d.dtype)) for d in d_state],
+        mean=[] if plan.layers else _blank_mean(d_state, zero),
         last_weight=blank(zero, (plan.lanes,), halting_dtype(plan.split.halt_dtype)),
         x=[blank(zero, (plan.lanes, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
         xs=[blank(zero, leaf.shape, leaf.dtype) for leaf in xs],
         initial=d_initial,
+        below=d_below,
+        layers=d_layers,
     )
     return back, d_states
 
 
-def retreat(plan: Plan, fixed, data: Data, d_outputs, record: Record, residuals, back: Cotangents):
+def retreat(
+    plan: Plan,
+    fixed: list,
+    data: Data,
+    outputs: Outputs | None,
+    d_outputs: tuple[list, jax.Array],
+    record: Record,
+    residuals: list,
+    back: Cotangents,
+):
     """Undoes one iteration: ``(back, pending)`` (Graves 2016, eqs 14 to 20).
 
     Args:
+      outputs: what the loop wrote; only with layers.
       d_outputs: cotangents of the outputs, ``(states, remainder)``.
       record, residuals: as `advance` gave them.
       back: the registers after the iterations that came later.
@@ -188,54 +265,71 @@ def retreat(plan: Plan, fixed, data: Data, d_outputs, record: Record, residuals,
     """
     d_states, d_remainder = d_outputs
     live = record.position < plan.idle
-    x = [plan.take(leaf, record.position) for leaf in data.xs]
-    new, recovered = plan.split.recover(fixed, residuals, x, record.first)
+    first = record.n == 1
+    x = _inputs(plan, data, outputs, record.position, record.n)
+    new, recovered = plan.split.recover(fixed, residuals, x, first)
+    row = plan.output_row(record.position)
 
-    # What was carried on after the last step was the mean; it went to the output too.
-    arrived = [
-        d if out is None else d + plan.take(out, record.position)
-        for d, out in zip(back.state, d_states, strict=True)
-    ]
-    d_mean = select(record.last, cast(arrived, back.mean), back.mean)
-    d_weight = sum(
-        (m * s.astype(m.dtype)).reshape(plan.lanes, -1).sum(-1).astype(record.weight.dtype)
-        for m, s in zip(d_mean, new, strict=True)
-    )
-    d_last = jnp.where(record.last, d_weight, back.last_weight)
-    d_halt = halting_step_transpose(
-        d_weight, d_last, plan.take(d_remainder, record.position), record.last
-    )
-    carried = select(record.last, zeros(back.state), back.state)
-    d_new = add(carried, [scale(record.weight, m) for m in d_mean])
+    if plan.layers:
+        # Every state is an output of its own, and the last is carried on.
+        own = [d.at[row, record.n - 1].get(mode="clip") for d in back.layers]
+        d_new, d_mean, d_last = add(back.state, own), [], back.last_weight
+        d_weight = jnp.zeros_like(d_last)
+        d_cost = d_remainder.at[row].get(mode="clip")
+    else:
+        # What was carried on after the last step was the mean; it went to the output too.
+        arrived = [
+            d if out is None else d + plan.take(out, record.position)
+            for d, out in zip(back.state, d_states, strict=True)
+        ]
+        d_mean = select(record.last, cast(arrived, back.mean), back.mean)
+        d_weight = sum(
+            (m * s.astype(m.dtype)).reshape(plan.lanes, -1).sum(-1).astype(record.weight.dtype)
+            for m, s in zip(d_mean, new, strict=True)
+        )
+        d_last = jnp.where(record.last, d_weight, back.last_weight)
+        carried = select(record.last, zeros(back.state), back.state)
+        d_new = add(carried, [scale(record.weight, m) for m in d_mean])
+        d_cost = plan.take(d_remainder, record.position)
+    d_halt = halting_step_transpose(d_weight, d_last, d_cost, record.last)
     d_new = select(live, d_new, zeros(d_new))
     d_before, dx, pending = plan.split.backward(
         recovered, d_new, jnp.where(live, d_halt, 0), with_weights=plan.late is None
     )
 
     d_state = select(live, d_before, back.state)
-    d_x, d_xs, d_initial = back.x, back.xs, back.initial
+    d_x, d_xs, d_initial, d_below, d_layers = back[3:]
+    dx, d_looked_at = dx[: len(d_xs)], dx[len(d_xs) :]
+    if plan.layers:
+        d_below = add(select(record.last, zeros(d_below), d_below), d_looked_at)
+        at = jnp.where(first & live, row - 1, plan.output_rows)
+        d_layers = [
+            d.at[at].add(rows, mode="drop") for d, rows in zip(d_layers, d_below, strict=True)
+        ]
     if plan.resident:
         d_xs = add(d_xs, dx)
     else:
         d_x = add(select(record.last, zeros(d_x), d_x), dx)
-        at = jnp.where(record.first, record.position, plan.idle)
+        at = jnp.where(first, record.position, plan.idle)
         d_xs = [plan.put(d, at, rows) for d, rows in zip(d_xs, d_x, strict=True)]
     if plan.queued:
-        begun = live & record.first & (record.position % plan.time == 0)
+        begun = live & first & (record.position % plan.time == 0)
         at = jnp.where(begun, record.position // plan.time, plan.batch)
         d_initial = [
             d.at[at].set(rows, mode="drop") for d, rows in zip(d_initial, d_state, strict=True)
         ]
         d_state = select(begun, zeros(d_state), d_state)
-    return Cotangents(d_state, d_mean, d_last, d_x, d_xs, d_initial), pending
+    return Cotangents(d_state, d_mean, d_last, d_x, d_xs, d_initial, d_below, d_layers), pending
 
 
-def weight_cotangents(plan: Plan, data: Data, record: Record, residuals, pending) -> list:
+def weight_cotangents(
+    plan: Plan, data: Data, outputs: Outputs | None, record: Record, residuals: list, pending: list
+) -> list:
     """The weights' cotangents, summed over a chunk of iterations, ``[chunk, L, ...]`` each."""
     flat = lambda tree: jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), tree)  # noqa: E731
     record, residuals, pending = flat((record, residuals, pending))
     if plan.resident:
-        x = [jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1)) for leaf in data.xs]
-    else:
-        x = [plan.take(leaf, record.position) for leaf in data.xs]
-    return plan.late.late(data.weights, residuals, x, record.first, pending)
+        tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))  # noqa: E731
+        data = data._replace(xs=list(map(tile, data.xs)))
+    x = _inputs(plan, data, outputs, record.position, record.n)
+    return plan.late.late(data.weights, residuals, x, record.n == 1, pending)

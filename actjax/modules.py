@@ -1,142 +1,22 @@
 """Flax modules: ACT, Repeat and the plain RNN, over any recurrent cell of `flax.nnx`'s shape.
 
 A module is a pytree: ``jax.grad(loss)(model)``, ``jax.vmap(make)(keys)`` and Optax work on it
-directly. The way of the data: `_Recurrent.prepare` takes the products of the inputs, which no
-ponder step changes, once for the whole sequence; `unroll` or `repeat` runs `_CellStep` on them.
+directly.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from actjax.cells import Recurrent
 from actjax.checks import check_choice, check_limits, check_positive
 from actjax.halting import Ponder, halting_dtype
 from actjax.unroll import repeat, unroll
 
-# The layers through which the input enters each of Flax's cells.
-_INPUT_LAYERS = {
-    nnx.SimpleCell: ("dense_i",),
-    nnx.GRUCell: ("dense_i",),
-    nnx.OptimizedLSTMCell: ("dense_i",),
-    nnx.LSTMCell: ("ii", "if_", "ig", "io"),
-}
 
-
-class _Projected(nnx.Module):
-    """Stands in a cell for an input layer whose product has been taken already."""
-
-    def __init__(self, start: int, stop: int):
-        self.start, self.stop = start, stop
-
-    def __call__(self, projections: jax.Array) -> jax.Array:
-        return projections[..., self.start : self.stop]
-
-
-@dataclasses.dataclass(frozen=True)
-class _CellStep:
-    """A ponder step of a recurrent cell, as `unroll` wants it; equal settings are equal steps.
-
-    Attributes:
-      flag: whether the input is augmented by a flag of the first step (Graves 2016, eq 3).
-      output: which leaf of the carry is the cell's output; None if the output is kept beside it.
-    """
-
-    flag: bool
-    output: int | None
-
-    def __call__(self, params, state, x, first):
-        cell, flag_weights, halt = params
-        if self.flag and flag_weights is None:
-            x = jnp.concatenate([x, first[:, None].astype(x.dtype)], axis=-1)
-        elif self.flag:
-            x = x + first[:, None].astype(x.dtype) * flag_weights[None]
-        carry, y = cell(state if self.output is not None else state[0], x)
-        if halt is None:
-            h = jnp.zeros(first.shape, halting_dtype(y.dtype))
-        else:
-            h = jax.nn.sigmoid(halt(y)[:, 0].astype(halting_dtype(y.dtype)))
-        return (carry if self.output is not None else (carry, y)), h
-
-    def start(self, carry, y):
-        return carry if self.output is not None else (carry, jnp.zeros_like(y))
-
-    def read(self, state) -> tuple[Any, jax.Array]:
-        """Returns the cell's carry and its output."""
-        return (state, jax.tree.leaves(state)[self.output]) if self.output is not None else state
-
-
-class _Recurrent(nnx.Module):
-    """What `ACT` and `Repeat` share: a cell, its input projections and its initial state."""
-
-    def __init__(self, in_features, hidden_features, *, cell, flag, dtype, rngs):
-        check_positive("in_features", in_features)
-        check_positive("hidden_features", hidden_features)
-        self.in_features, self.hidden_features, self.flag = in_features, hidden_features, flag
-        self.dtype = dtype
-        options = {} if dtype is None else {"dtype": dtype}
-        self.cell = cell(in_features + flag, hidden_features, rngs=rngs, **options)
-
-    def initial_state(self, batch_size: int):
-        """The cell's carry before the first input, ``[batch_size, hidden_features]`` each."""
-        shape = (batch_size, self.in_features + self.flag)
-        return self.cell.initialize_carry(shape, rngs=nnx.Rngs(0))
-
-    def _prepare(self, xs, carry, halt):
-        """Returns ``(step, params, state, inputs)`` for the loop."""
-        if xs.ndim != 3 or xs.shape[-1] != self.in_features or 0 in xs.shape:
-            raise ValueError(
-                f"xs must have shape [batch, time, {self.in_features}] with no empty axis, "
-                f"got {xs.shape}."
-            )
-        if carry is None:
-            carry = self.initial_state(xs.shape[0])
-            carry = jax.tree.map(lambda c: c + jnp.zeros_like(xs[:, 0, :1], c.dtype), carry)
-        if self.dtype is not None:
-            carry = jax.tree.map(lambda c: c.astype(self.dtype), carry)
-        cell, flag_weights, inputs = self._project(xs)
-
-        found = []
-
-        def trace(params, carry, x, first):
-            step = _CellStep(self.flag, None)
-            (carry, y), _ = step(params, (carry, None), x, first)
-            found.extend(i for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf is y)
-            return carry, y
-
-        params = (cell, flag_weights, halt)
-        first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
-        new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
-        carry = jax.tree.map(lambda old, new: old.astype(new.dtype), carry, new)
-        step = _CellStep(self.flag, found[0] if found else None)
-        return step, params, step.start(carry, y), inputs
-
-    def _project(self, xs):
-        """Takes the products of all inputs: the rest of the cell, the flag's weights, these."""
-        layers = _INPUT_LAYERS.get(type(self.cell))
-        if layers is None:
-            return self.cell, None, xs
-        cell = nnx.merge(*nnx.split(self.cell))
-        products, flag_weights, start = [], [], 0
-        for name in layers:
-            layer = getattr(cell, name)
-            if self.flag:
-                kernel = layer.kernel[...]
-                layer.kernel = nnx.Param(kernel[:-1])
-                flag_weights.append(kernel[-1])
-            products.append(layer(xs))
-            stop = start + products[-1].shape[-1]
-            setattr(cell, name, _Projected(start, stop))
-            start = stop
-        inputs = jnp.concatenate(products, axis=-1)
-        flag_weights = jnp.concatenate(flag_weights).astype(inputs.dtype) if self.flag else None
-        return cell, flag_weights, inputs
-
-
-class ACT(_Recurrent):
+class ACT(Recurrent):
     """Adaptive Computation Time over a recurrent cell (Graves 2016, section 2).
 
     At each input the cell runs until its halting unit says stop; the state carried on and the
@@ -194,7 +74,7 @@ class ACT(_Recurrent):
           ``(final_state, outputs, ponder)``: the carry after each sequence's last input, the
           outputs ``[B, T, hidden_features]``, and the `Ponder` record ``[B, T]``.
         """
-        step, params, state, inputs = self._prepare(xs, initial_state, self.halt)
+        step, params, state, inputs = self.prepare(xs, initial_state, self.halt)
         final, states, ponder = unroll(
             step,
             params,
@@ -209,7 +89,7 @@ class ACT(_Recurrent):
         return step.read(final)[0], step.read(states)[1], ponder
 
 
-class Repeat(_Recurrent):
+class Repeat(Recurrent):
     """Repeat-RNN: every input is given to the cell a fixed number of times (Fojo 2018, chapter 5).
 
     The state after the last repetition is carried on and is the output. Nothing is learned about
@@ -243,7 +123,7 @@ class Repeat(_Recurrent):
 
     def __call__(self, xs, *, initial_state=None, lengths=None):
         """As `ACT.__call__`."""
-        step, params, state, inputs = self._prepare(xs, initial_state, None)
+        step, params, state, inputs = self.prepare(xs, initial_state, None)
         final, states, steps = repeat(
             step, params, state, inputs, repeats=self.repeats, lengths=lengths
         )

@@ -23,6 +23,8 @@ class Data(NamedTuple):
     weights: list  # leaves of params
     state: list  # [B, ...] initial state
     xs: list  # [B * T, ...] inputs
+    below: list  # [B, L, ...] the layers before the first input; empty without layers
+    count: jax.Array | None  # int32 [B], how many they are
     lengths: jax.Array  # int32 [B]
     order: jax.Array  # int32 [B], the queue
 
@@ -33,6 +35,7 @@ class Plan:
 
     Attributes:
       split: the step of one iteration, `lanes` rows.
+      layers: whether inputs leave all their states behind, for the next input's steps to look at.
       late: the step of `chunk` iterations' rows at once; None if the step does not allow it, and
         weight cotangents are added up at every iteration.
       segment: iterations whose residuals are kept at a time.
@@ -41,6 +44,7 @@ class Plan:
 
     split: SplitStep
     late: SplitStep | None
+    layers: bool
     batch: int
     time: int
     lanes: int
@@ -54,6 +58,16 @@ class Plan:
     def idle(self) -> int:
         """The position of a lane with nothing to do: one past the last input."""
         return self.batch * self.time
+
+    @property
+    def output_rows(self) -> int:
+        """Rows of the outputs: one an input and, with layers, one before each sequence."""
+        return self.batch * (self.time + self.layers)
+
+    def output_row(self, position: jax.Array) -> jax.Array:
+        """Where the outputs of an input stand; past the end for `idle`. With layers, what the
+        input before it left stands one row above."""
+        return position + position // self.time + 1 if self.layers else position
 
     @property
     def queued(self) -> bool:
@@ -81,11 +95,13 @@ def make_plan(
 ) -> Plan:
     """Traces the step and settles how much is kept at a time."""
 
+    layers = data.count is not None
+
     def split_for(rows):
         first = jnp.zeros(rows, bool)
         like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))  # noqa: E731
-        state, x = list(map(like, data.state)), list(map(like, data.xs))
-        return SplitStep(step, data.weights, state, x, first)
+        x = [*data.xs, *data.below, data.count, data.count] if layers else data.xs
+        return SplitStep(step, data.weights, list(map(like, data.state)), list(map(like, x)), first)
 
     split = split_for(lanes)
     # Lanes that are served from a queue as they come free are all busy until its last sequences.
@@ -107,7 +123,8 @@ def make_plan(
         else:
             late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
-    return Plan(split, late, batch, time, lanes, max_steps, epsilon, chunk, segment, segments)
+    static = batch, time, lanes, max_steps, epsilon, chunk, segment, segments
+    return Plan(split, late, layers, *static)
 
 
 def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, list, Callable]:
@@ -143,13 +160,14 @@ def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, li
 def divide(data: Data) -> tuple[Any, Any]:
     """Parts the arrays with gradients from those without."""
     part = lambda leaves, kind: [leaf if is_float(leaf) == kind else None for leaf in leaves]  # noqa: E731
-    floats = part(data.weights, True), data.state, part(data.xs, True)
-    return floats, (part(data.weights, False), part(data.xs, False), data.lengths, data.order)
+    floats = part(data.weights, True), data.state, part(data.xs, True), data.below
+    others = part(data.weights, False), part(data.xs, False), data.count, data.lengths, data.order
+    return floats, others
 
 
 def join(floats, others) -> Data:
     """Undoes `divide`."""
-    weights, state, xs = floats
-    other_weights, other_xs, lengths, order = others
+    weights, state, xs, below = floats
+    other_weights, other_xs, *rest = others
     pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]  # noqa: E731
-    return Data(pair(weights, other_weights), state, pair(xs, other_xs), lengths, order)
+    return Data(pair(weights, other_weights), state, pair(xs, other_xs), below, *rest)

@@ -74,7 +74,7 @@ def with_loop(loop):
 
     def apply(model, xs):
         # The step and the input projections of `ACT.__call__`, so that only the loops differ.
-        step, params, state, inputs = model._prepare(xs, None, model.halt)
+        step, params, state, inputs = model.prepare(xs, None, model.halt)
         states, ponder = loop(step, params, state, inputs, model.max_steps)
         return step.read(states)[1], ponder
 

@@ -1,0 +1,363 @@
+"""Every loop of the package: a step function run a learned number of times on each input.
+
+The two loops of `actjax.unroll` give the same numbers:
+
+``scan``   every input is given M steps, and those after its halting are masked: fixed cost,
+           differentiable every way. The reference.
+``while``  one `lax.while_loop` over *lanes*. A lane points into a sequence; every iteration takes
+           one ponder step on all lanes; a lane that halts writes its result and goes on to its next
+           input at once, and after a sequence's last input it takes the next one from a queue. No
+           lane waits for another: the cost follows the steps taken. Reverse mode only; the backward
+           pass replays the recorded schedule in reverse.
+
+The ``while`` loop keeps the residuals of one *segment* of iterations, and the lanes' registers at
+the start of each. The backward pass recomputes every segment but the last from there; a run that
+fits in one segment recomputes nothing.
+
+What an input leaves behind is either the mean of its states (``layers=False``) or all of them, its
+*layers*, which the next input's steps look at (``layers=True``): see `unroll` and `unroll_layers`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+
+from actjax.halting import Ponder, halting_dtype, halting_step
+from actjax.lanes import (
+    Record,
+    advance,
+    emit,
+    final_state,
+    no_outputs,
+    retreat,
+    start,
+    start_back,
+    weight_cotangents,
+)
+from actjax.layers import Layers
+from actjax.plan import Data, Plan, divide, flatten, join, make_plan
+from actjax.rows import add, blank, cast, is_float, like_inputs, scale, select, vary, zeros
+
+# --- Scans: a fixed number of steps ------------------------------------------------------------
+
+
+def repeat_scan(step, params, state, xs, lengths, repeats: int):
+    """`actjax.repeat`."""
+    batch, time = jax.tree.leaves(xs)[0].shape[:2]
+
+    def one_input(state, inputs):
+        x, live = inputs
+
+        def one_step(current, n):
+            new, _ = step(params, current, x, jnp.broadcast_to(n == 0, live.shape))
+            return new, None
+
+        new, _ = lax.scan(one_step, state, jnp.arange(repeats))
+        return select(live, new, state), select(live, new, zeros(new))
+
+    zero = like_inputs(params, state, xs)
+    live, state = vary((_live(lengths, batch, time), state), zero)
+    state, states = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
+    return state, jax.tree.map(_swap, states), _swap(jnp.where(live, jnp.int32(repeats), 0))
+
+
+def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
+    """The reference of `actjax.unroll`."""
+    batch, time = jax.tree.leaves(xs)[0].shape[:2]
+    zero = like_inputs(params, state, xs)
+    live, state = vary((_live(lengths, batch, time), state), zero)
+    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
+    dtype = halting_dtype(jax.eval_shape(step, params, state, x, live[0])[1].dtype)
+
+    def one_input(state, inputs):
+        x, live = inputs
+
+        def one_step(carry, n):
+            current, mean, total, steps, remainder, running = carry
+            new, halt = step(params, current, x, jnp.broadcast_to(n == 1, running.shape))
+            halt = halt.astype(dtype)
+            weight, last = halting_step(halt, total, n, max_steps=max_steps, epsilon=epsilon)
+            weight = jnp.where(running, weight, 0)
+            mean = jax.tree.map(lambda m, s: m + scale(weight, s.astype(m.dtype)), mean, new)
+            steps = steps + running.astype(jnp.int32)
+            remainder = jnp.where(running & last, weight, remainder)
+            total = total + jnp.where(running, halt, 0)
+            return (new, mean, total, steps, remainder, running & ~last), None
+
+        total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
+        mean = jax.tree.map(lambda s: blank(zero, s.shape, halting_dtype(s.dtype)), state)
+        carry = (state, mean, total, steps, total, live)
+        carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
+        _, mean, _, steps, remainder, _ = carry
+        new = cast(mean, state)
+        return select(live, new, state), (select(live, new, zeros(new)), steps, remainder)
+
+    state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
+    states, steps, remainder = jax.tree.map(_swap, outputs)
+    return state, states, Ponder(steps, remainder)
+
+
+def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
+    """The reference of `actjax.unroll_layers`."""
+    batch, time = jax.tree.leaves(xs)[0].shape[:2]
+    max_layers = jax.tree.leaves(layers.states)[0].shape[1]
+    zero = like_inputs(params, layers.states, xs)
+    live, layers = vary((_live(lengths, batch, time), layers), zero)
+    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
+    n = layers.count
+    dtype = halting_dtype(jax.eval_shape(step, params, layers.deepest, x, layers, n)[1].dtype)
+
+    def one_input(before, inputs):
+        x, live = inputs
+
+        def one_step(carry, n):
+            current, states, total, steps, remainder, running = carry
+            row_n = jnp.broadcast_to(n, running.shape)
+            new, halt = step(params, current, x, before, row_n)
+            halt = halt.astype(dtype)
+            weight, last = halting_step(halt, total, n, max_steps=max_layers, epsilon=epsilon)
+            states = jax.tree.map(
+                lambda s, row: s.at[:, n - 1].set(select(running, row, jnp.zeros_like(row))),
+                states,
+                new,
+            )
+            steps = steps + running.astype(jnp.int32)
+            remainder = jnp.where(running & last, weight, remainder)
+            total = total + jnp.where(running, halt, 0)
+            return (new, states, total, steps, remainder, running & ~last), None
+
+        total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
+        carry = (before.deepest, zeros(before.states), total, steps, total, live)
+        carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_layers + 1))
+        _, states, _, steps, remainder, _ = carry
+        after = select(live, Layers(states, steps), before)
+        return after, (states, steps, remainder)
+
+    final, outputs = lax.scan(one_input, layers, (jax.tree.map(_swap, xs), live))
+    states, steps, remainder = jax.tree.map(_swap, outputs)
+    return final, Layers(states, steps), Ponder(steps, remainder)
+
+
+def _swap(leaf):
+    return jnp.swapaxes(leaf, 0, 1)
+
+
+def _live(lengths, batch, time):
+    """Which inputs are real, bool ``[T, B]``."""
+    if lengths is None:
+        return jnp.ones((time, batch), bool)
+    return jnp.arange(time)[:, None] < lengths[None, :]
+
+
+# --- The adaptive loop -------------------------------------------------------------------------
+
+
+def adaptive(step, params, state, xs, lengths, **static):
+    """The ``while`` loop of `actjax.unroll`; `static` as `make_plan` takes it."""
+    step, weights, state, xs, unflatten = flatten(step, params, state, xs)
+    final, outputs = _run(step, weights, state, [], None, xs, lengths, **static)
+    return unflatten(final), unflatten(outputs.states), Ponder(outputs.steps, outputs.remainder)
+
+
+def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
+    """The ``while`` loop of `actjax.unroll_layers`; `static` as `make_plan` takes it."""
+    batch, time = jax.tree.leaves(xs)[0].shape[:2]
+
+    def one_step(params, state, x, first):
+        x, below, n = x
+        return step(params, state, x, below, n)
+
+    # To the step's trace the layers below are one more input; the loop reads them as they come.
+    steady = jax.tree.map(lambda leaf: leaf[:, None], (layers, layers.count))
+    inputs = xs, *steady
+    flat_step, weights, state, inputs, unflatten = flatten(one_step, params, layers.deepest, inputs)
+    below = jax.tree.map(jnp.asarray, jax.tree.leaves(layers.states))
+    xs = inputs[: len(jax.tree.leaves(xs))]
+    _, outputs = _run(flat_step, weights, state, below, layers.count, xs, lengths, **static)
+    length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
+    at_end = lambda leaf: leaf[jnp.arange(batch), length]  # noqa: E731
+    final = Layers(unflatten(list(map(at_end, outputs.states))), at_end(outputs.steps))
+    states, steps, remainder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs))
+    return final, Layers(unflatten(states), steps), Ponder(steps, remainder)
+
+
+def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
+    """Runs the loop on flat lists of leaves: ``(final_state, outputs)``, outputs led by [B, T].
+
+    With layers they are led by [B, 1 + T]: the layers that a sequence starts with come first.
+    """
+    batch, time = xs[0].shape[:2]
+    lengths = jnp.full(batch, time) if lengths is None else jnp.clip(jnp.asarray(lengths), 0, time)
+    # The longest first, which keeps the lanes busy to the end; the empty ones last, never taken.
+    order = jnp.argsort(-lengths, stable=True) if lanes < batch else jnp.arange(batch)
+    xs = [leaf.reshape((batch * time, *leaf.shape[2:])) for leaf in xs]
+    data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))
+    data = vary(data, like_inputs(weights, state, xs, below))
+    plan = make_plan(step, data, batch=batch, time=time, lanes=lanes, **static)
+    try:
+        final, outputs = _adaptive(plan, *divide(data))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
+        ) from error
+    return final, jax.tree.map(lambda leaf: leaf.reshape((batch, -1, *leaf.shape[1:])), outputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _adaptive(plan: Plan, floats, others):
+    """The loop without a record: ``(final_state, outputs)``."""
+    data = join(floats, others)
+    fixed = plan.split.hoist(data.weights)
+
+    def iteration(carry):
+        lanes, outputs = carry
+        lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
+        return lanes, emit(plan, outputs, emitted)
+
+    zero = like_inputs(floats)
+    lanes = start(plan, data, zero)
+    outputs = no_outputs(plan, data, lanes, zero)
+    lanes, outputs = lax.while_loop(lambda c: _any(c[0].left > 0), iteration, (lanes, outputs))
+    return final_state(plan, data, lanes, outputs), outputs
+
+
+def _adaptive_forward(plan: Plan, floats, others):
+    """The loop with a record of its last segment, and the registers at the start of each."""
+    is_primal = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
+    unwrap = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)  # noqa: E731
+    data = join(unwrap(floats), unwrap(others))
+    fixed = plan.split.hoist(data.weights)
+    zero = like_inputs(data.weights, data.state, data.xs, data.below)
+
+    def iteration(carry):
+        j, lanes, outputs, kept = carry
+        lanes, emitted, record, residuals = advance(plan, fixed, data, outputs, lanes)
+        return j + 1, lanes, emit(plan, outputs, emitted), _write(kept, j, (record, residuals))
+
+    def one_segment(carry):
+        count, _, lanes, outputs, kept, checkpoints = carry
+        checkpoints = _write(checkpoints, count, lanes)
+        busy = lambda carry: (carry[0] < plan.segment) & _any(carry[1].left > 0)  # noqa: E731
+        j, lanes, outputs, kept = lax.while_loop(busy, iteration, (0, lanes, outputs, kept))
+        return count + 1, j, lanes, outputs, kept, checkpoints
+
+    lanes = start(plan, data, zero)
+    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)  # noqa: E731
+    record = Record(lanes.position, lanes.n, lanes.left > 0, lanes.total)
+    kept = jax.tree.map(partial(buffer, plan.segment), (record, plan.split.residuals))
+    checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
+    carry = 0, 0, lanes, no_outputs(plan, data, lanes, zero), kept, checkpoints
+    if plan.segments == 1:
+        carry = one_segment(carry)
+    else:
+        carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
+    count, j, lanes, outputs, kept, checkpoints = carry
+    result = final_state(plan, data, lanes, outputs), outputs
+    read_again = outputs._replace(remainder=None) if plan.layers else None
+    return result, (data, read_again, count, j, kept, checkpoints)
+
+
+def _adaptive_backward(plan: Plan, saved, cotangents):
+    """Undoes the iterations, the last first, segment by segment."""
+    data, outputs, count, j, kept, checkpoints = saved
+    fixed = plan.split.hoist(data.weights)
+    zero = like_inputs(data.weights, data.state, data.xs, data.below)
+    filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d  # noqa: E731
+    d_final, d_outputs = cotangents
+    d_states = [None if isinstance(d, SymbolicZero) else d for d in d_outputs.states]
+    back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
+    d_outputs = d_states, filled(d_outputs.remainder)
+
+    def iteration(carry):
+        j, back, kept, pending = carry
+        record, residuals = _read(kept, j - 1)
+        back, new = retreat(plan, fixed, data, outputs, d_outputs, record, residuals, back)
+        pending = add(pending, new) if plan.late is None else _write(pending, j - 1, new)
+        return j - 1, back, kept, pending
+
+    def chunk(carry):
+        begin, j, kept, pending, d_weights = carry
+        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)  # noqa: E731
+        (record, residuals), rows = jax.tree.map(cut, (kept, pending))
+        new = weight_cotangents(plan, data, outputs, record, residuals, rows)
+        return begin + plan.chunk, j, kept, pending, add(d_weights, new)
+
+    def again(carry):
+        i, lanes, kept = carry
+        lanes, _, record, residuals = advance(plan, fixed, data, outputs, lanes)
+        return i + 1, lanes, _write(kept, i, (record, residuals))
+
+    def one_segment(carry):
+        """Undoes segment `index`, of which j iterations are kept or, where j = 0, none yet."""
+        index, j, back, kept, pending, d_weights = carry
+        if plan.segments > 1:
+            i = jnp.where(j == 0, 0, plan.segment)
+            lanes = _read(checkpoints, index)
+            _, _, kept = lax.while_loop(lambda c: c[0] < plan.segment, again, (i, lanes, kept))
+            j = jnp.where(j == 0, plan.segment, j)
+        carry = j, back, kept, pending
+        _, back, kept, pending = lax.while_loop(lambda c: c[0] > 0, iteration, carry)
+        if plan.late is not None:
+            carry = 0, j, kept, pending, d_weights
+            *_, kept, pending, d_weights = lax.while_loop(lambda c: c[0] < c[1], chunk, carry)
+        return index - 1, 0, back, kept, pending, d_weights
+
+    d_weights = [
+        blank(zero, leaf.shape, halting_dtype(leaf.dtype))
+        for leaf in data.weights
+        if is_float(leaf)
+    ]
+    pending = [blank(zero, (plan.segment, *s.shape), s.dtype) for s in plan.split.pending]
+    if plan.late is None:
+        pending, d_weights = d_weights, []
+    carry = count - 1, j, back, kept, pending, d_weights
+    if plan.segments == 1:
+        carry = one_segment(carry)
+    else:
+        carry = lax.while_loop(lambda carry: carry[0] >= 0, one_segment, carry)
+    _, _, back, _, pending, d_weights = carry
+
+    d_weights = pending if plan.late is None else d_weights
+    d_state = back.initial if plan.queued else back.state
+    by_sequence = lambda d: d.reshape((plan.batch, -1, *d.shape[1:]))  # noqa: E731
+    d_below = [by_sequence(d)[:, 0] for d in back.layers]
+    floats = _place(d_weights, data.weights), d_state, _place(back.xs, data.xs), d_below
+    return floats, None
+
+
+_adaptive.defvjp(_adaptive_forward, _adaptive_backward, symbolic_zeros=True)
+
+
+def _place(cotangents, leaves):
+    """The cotangents in the places of the leaves that have one."""
+    rest = iter(cotangents)
+    return [next(rest).astype(leaf.dtype) if is_float(leaf) else None for leaf in leaves]
+
+
+def _write(buffers, index, rows):
+    put = lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0)  # noqa: E731
+    return jax.tree.map(put, buffers, rows)
+
+
+def _read(buffers, index):
+    return jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, index, keepdims=False), buffers)
+
+
+@custom_vmap
+def _any(busy: jax.Array) -> jax.Array:
+    return jnp.any(busy)
+
+
+@_any.def_vmap
+def _any_of_all(_, in_batched, busy):
+    """One answer for all members of a `vmap`, so that its loop selects over no buffer.
+
+    Members that are done go on with idle lanes, which change nothing.
+    """
+    return _any(busy), False
