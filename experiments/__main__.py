@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "addition": ("experiments.addition", "add up decimal numbers"),
     "sort": ("experiments.sort", "sort real numbers"),
     "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
+    "finance": ("experiments.finance", "forecast classes of price changes"),
     **learned.COMMANDS,
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),

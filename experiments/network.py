@@ -35,17 +35,22 @@ class Network(nnx.Module):
 def make_network(options: Options, in_features: int, out_features: int) -> Network:
     """The network that `options` describes; its weights are a function of the seed."""
     rngs = nnx.Rngs(jax.random.key(options.seed))
+    return Network(make_core(options, in_features, rngs=rngs), out_features, rngs=rngs)
+
+
+def make_core(options: Options, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The recurrent core that `options` describes."""
     cell = CELLS[options.cell]
     if options.init == "glorot":
         cell = functools.partial(_glorot_cell, cell, GATES[options.cell])
     shared = {"cell": cell, "rngs": rngs}
     match options.model:
         case "rnn":
-            core = actjax.RNN(in_features, options.hidden, **shared)
+            return actjax.RNN(in_features, options.hidden, **shared)
         case "repeat":
-            core = actjax.Repeat(in_features, options.hidden, repeats=options.repeats, **shared)
+            return actjax.Repeat(in_features, options.hidden, repeats=options.repeats, **shared)
         case "act":
-            core = actjax.ACT(
+            return actjax.ACT(
                 in_features,
                 options.hidden,
                 max_steps=options.max_steps,
@@ -57,7 +62,6 @@ def make_network(options: Options, in_features: int, out_features: int) -> Netwo
             )
         case _:
             raise ValueError(f"model is {options.model!r}; it must be one of rnn, act, repeat")
-    return Network(core, out_features, rngs=rngs)
 
 
 def _glorot_cell(cell, gates: int, in_features: int, hidden_features: int, **options):

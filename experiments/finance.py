@@ -1,0 +1,388 @@
+"""Classes of price changes of many instruments (LFACT 2020, section 4.1)."""
+
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array, lax
+
+from actjax import training
+from actjax.tasks import prices
+from actjax.tasks.prices import THRESHOLDS
+from actjax.training.metrics import write_atomically
+from actjax.training.sweep import Sweep, stack_states, sweep
+from experiments import forecast, run
+from experiments.data import load_prices
+from experiments.forecast import Forecaster
+from experiments.network import make_core
+from experiments.options import Options, as_json, parse
+from experiments.sweep import compact, set_cpu_devices
+
+SUMMARY = "sweep.json"
+PERIODS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finance(Options):
+    """Forecast classes of price changes, 22 instruments at once.
+
+    Networks of several seeds and instances train as one program; each is tested with the weights
+    of its best validation F1. Presets: demo (one network, a minute), cpu (three instances and three
+    seeds, minutes on one core) and paper (50 weeks of 5-minute data given with --prices).
+    """
+
+    model: Literal["rnn", "act", "lfact"] = "lfact"
+    """Steps of the cell for each input: one (rnn), a learned number (act), or a learned number of
+    layers (lfact)."""
+    mode: Literal["rnn", "seq2seq"] = "rnn"
+    """Predict the next row at every input (rnn), or the rows behind a window of them (seq2seq)."""
+    horizon: int = 10
+    """Rows to predict in mode seq2seq; the paper has 5 and 10."""
+    window: int = 20
+    """Rows of input."""
+    mu: float = 0.1
+    """Weight of the losses of lfact's intermediate layers, in mode rnn (seq2seq has none)."""
+
+    prices: str = "etf"
+    """etf (daily closes of 22 ETFs, in this repository) or the path of a CSV file, .gz or not:
+    dates first, then a column an instrument."""
+    train: int = 1000
+    """Length of the training period."""
+    validation: int = 125
+    """Length of the validation period, right after it."""
+    test: int = 125
+    """Length of the test period, right after that; each instance begins this much later."""
+    unit: Literal["rows", "weeks"] = "rows"
+    """What those lengths count."""
+    thresholds: tuple[float, ...] = THRESHOLDS
+    """Borders between classes, in standard deviations of the training period."""
+    instances: int = 3
+    """Instances of the walk forward, the last of which ends with the file."""
+    instance: str = "all"
+    """Which of them: a number from 0, or all."""
+    seeds: int = 1
+    """Networks for each instance, with seeds counted from --seed."""
+
+    cpu_devices: int = 0
+    """CPU devices to spread the networks over; 0 for one a core."""
+    results: pathlib.Path | None = None
+    """Also write the summary here, for the figures and the report."""
+
+
+PAPER = {  # what section 4.1 says
+    "cell": "gru",
+    "hidden": 128,
+    "max_steps": 5,
+    "tau": 1e-3,
+    "learning_rate": 5e-4,
+}
+PRESETS = {
+    "demo": Finance(**PAPER, batch_size=32, steps=300, log_every=50, instance="2"),
+    "cpu": Finance(**PAPER, batch_size=32, steps=1500, log_every=50, seeds=3),
+    "paper": Finance(
+        **PAPER,
+        batch_size=128,
+        steps=20_000,
+        log_every=200,
+        unit="weeks",
+        train=50,
+        validation=1,
+        test=1,
+    ),
+}
+
+
+class Kept(NamedTuple):
+    """What a training state carries besides the network.
+
+    Attributes:
+      instance: int32, which of the stacked instances this member trains on.
+      f1: the best validation F1 so far; -1 before the first.
+      step: int32, the update after which it was measured.
+      model: the network then.
+    """
+
+    instance: Array
+    f1: Array
+    step: Array
+    model: Any
+
+
+class Member(NamedTuple):
+    instance: int
+    seed: int
+
+
+def main(argv: list[str]):
+    """Trains the networks, measures the best weights of each, and prints a table."""
+    options = parse("finance", PRESETS, argv)
+    summary, folder = train(options)
+    run.show(
+        f"Finance: {task_name(options)}, test period",
+        table(summary["members"]),
+        f"metrics, checkpoints and figures: {folder}",
+    )
+
+
+def train(options: Finance) -> tuple[dict[str, Any], pathlib.Path]:
+    """From the prices to summary and figures: the summary and its folder."""
+    check(options)
+    found = load_prices(options.prices)
+    splits = make_splits(options, found)
+    wanted = range(len(splits)) if options.instance == "all" else [int(options.instance)]
+    ready = {
+        place: prices.prepare(
+            found,
+            splits[place],
+            **window_options(options),
+            thresholds=options.thresholds,
+        )
+        for place in wanted
+    }
+    set_cpu_devices(options.cpu_devices)
+    folder = options.out or pathlib.Path("runs") / "finance" / name(options)
+    config = settings(options) | {"data_sha256": hashlib.sha256(found.values.tobytes()).hexdigest()}
+    training.claim_folder(folder, config, resume=options.resume)
+    seeds = range(options.seed, options.seed + options.seeds)
+    rows, seconds = [], 0.0
+    for group in same_shape(ready):
+        members = [Member(instance, seed) for instance in group for seed in seeds]
+        part = folder if len(group) == len(ready) else folder / f"instance-{group[0]}"
+        result = fit(options, {place: ready[place] for place in group}, members, part)
+        seconds += float(result.history["seconds"][-1])
+        rows += [
+            member_summary(options, found, splits, ready[member.instance], member, result, index)
+            for index, member in enumerate(members)
+        ]
+    summary = {
+        "experiment": "finance",
+        "command": run.command(sys.argv[1:]),
+        "config": settings(options),
+        "instruments": list(found.names),
+        "wall_time_seconds": round(seconds, 1),
+        **run.environment(),
+        "members": rows,
+    }
+    training.write_json(folder / SUMMARY, summary)
+    if options.results is not None:
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.results, compact(summary))
+    return summary, folder
+
+
+def check(options: Finance):
+    """Refuses what `options.check` does not know of, with one sentence."""
+    for field in ("seeds", "instances"):
+        if getattr(options, field) < 1:
+            raise ValueError(f"{field} is {getattr(options, field)}; it must be at least 1")
+    if options.mu < 0:
+        raise ValueError(f"mu is {options.mu}; it must not be negative")
+    if options.ponder_budget is not None:
+        raise ValueError(f"ponder_budget is {options.ponder_budget}; finance has a fixed tau only")
+    places = [str(place) for place in range(options.instances)]
+    if options.instance not in ("all", *places):
+        raise ValueError(
+            f"instance is {options.instance!r}; it must be all or one of {', '.join(places)}"
+        )
+
+
+def make_splits(options: Finance, found: prices.Prices) -> list[prices.Split]:
+    return prices.walk_forward(
+        found,
+        train=options.train,
+        validation=options.validation,
+        test=options.test,
+        instances=options.instances,
+        unit=options.unit,
+    )
+
+
+def window_options(options: Finance) -> dict[str, Any]:
+    return {"window": options.window, "mode": options.mode, "horizon": options.horizon}
+
+
+def same_shape(ready: dict[int, prices.Instance]) -> list[list[int]]:
+    """Instances whose periods are equally long, which one program can train: often all of them.
+
+    Weeks may differ by a holiday.
+    """
+    groups = {}
+    for place, instance in ready.items():
+        groups.setdefault(tuple(len(series.classes) for series in instance[:3]), []).append(place)
+    return list(groups.values())
+
+
+def fit(
+    options: Finance,
+    ready: dict[int, prices.Instance],
+    members: list[Member],
+    folder: pathlib.Path,
+) -> Sweep:
+    """Trains all `members`, each on its own instance."""
+    places = list(ready)
+    stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+    data = jax.tree.map(stack, *((i.train, i.validation) for i in ready.values()))
+    instruments = data[0].inputs.shape[-1]
+    optimizer = optax.adam(options.learning_rate)
+
+    def make_state(seed: Array, place: Array) -> training.TrainState:
+        network = make_network(dataclasses.replace(options, seed=seed), instruments)
+        kept = Kept(place, jnp.full((), -1.0), jnp.zeros((), jnp.int32), network)
+        return training.init_state(network, optimizer, kept)
+
+    seeds = jnp.array([member.seed for member in members])
+    return sweep(
+        make_train_step(options, optimizer),
+        stack_states(make_state, seeds, jnp.array([places.index(m.instance) for m in members])),
+        keys=jax.vmap(jax.random.key)(seeds),
+        steps=options.steps,
+        data=data,
+        directory=folder,
+        log_every=options.log_every,
+        rows_per_dispatch=max(1, options.checkpoint_every // options.log_every),
+        checkpoint_every=options.checkpoint_every,
+        batching="map",  # under vmap every update would pay for a validation
+        description=f"finance {name(options)} x {len(members)}",
+    )
+
+
+def make_network(options: Finance, instruments: int) -> Forecaster:
+    """The network that `options` describes; its weights are a function of the seed."""
+    rngs = nnx.Rngs(jax.random.key(options.seed))
+    core = make_core(options, instruments, rngs=rngs)
+    return Forecaster(core, instruments, len(options.thresholds) + 1, rngs=rngs)
+
+
+def make_train_step(options: Finance, optimizer) -> training.step.TrainStep:
+    """One member's update, with a validation every `log_every` updates that keeps the best weights.
+
+    Its data are `(train, validation)`, the series of all instances stacked.
+    """
+    windows = window_options(options)
+
+    def sample(key, data):
+        return prices.sample(key, options.batch_size, series=data[0], **windows)
+
+    tau = 0.0 if options.model == "rnn" else options.tau
+    loss_fn = forecast.make_loss(tau, layer_weight(options), options.over_time)
+    update = training.make_train_step(sample, loss_fn, optimizer)
+
+    def train_step(state: training.TrainState, key: Array, data: Any):
+        mine = jax.tree.map(lambda leaf: leaf[state.extra.instance], data)
+        state, metrics = update(state, key, mine)
+
+        def validate(kept: Kept):
+            score = forecast.mean_f1(state.model, prices.windows(mine[1], **windows))
+            here = Kept(kept.instance, score, state.step, state.model)
+            kept = jax.tree.map(lambda new, old: jnp.where(score > kept.f1, new, old), here, kept)
+            return kept, score
+
+        due = state.step % options.log_every == 0
+        kept, score = lax.cond(due, validate, lambda kept: (kept, jnp.zeros(())), state.extra)
+        # the largest of a row is the one validation among its updates
+        return state._replace(extra=kept), metrics | {"validation_f1_max": score}
+
+    return train_step
+
+
+def layer_weight(options: Finance) -> float:
+    """mu as it is used: only layers have intermediate losses, and seq2seq is trained with eq 4."""
+    return options.mu if options.model == "lfact" and options.mode == "rnn" else 0.0
+
+
+def member_summary(
+    options: Finance,
+    found: prices.Prices,
+    splits: list[prices.Split],
+    instance: prices.Instance,
+    member: Member,
+    result: Sweep,
+    index: int,
+) -> dict[str, Any]:
+    """What figures and tables need of one member: its best weights in all three periods."""
+    kept = jax.tree.map(lambda leaf: leaf[index], result.states.extra)
+    classes = range(len(options.thresholds) + 1)
+    counts = np.stack([(instance.train.classes == c).sum(0) for c in classes])
+    usual = jnp.asarray(counts.argmax(0))
+    split = splits[member.instance]
+    return {
+        "model": options.model,
+        "task": task_name(options),
+        "instance": member.instance,
+        "seed": member.seed,
+        "tau": None if options.model == "rnn" else options.tau,
+        "mu": layer_weight(options) if options.model == "lfact" else None,
+        "training_rows": len(split.train),
+        "periods": {part: dates(found, getattr(split, part)) for part in PERIODS},
+        "updates": int(result.history["step"][-1]),
+        "diverged": bool(result.diverged[index]),
+        "best_update": int(kept.step),
+        "validation_f1": float(kept.f1),
+        "curve": {
+            "step": result.history["step"].astype(int).tolist(),
+            **{
+                key: [float(f"{v:.5g}") for v in result.history[key][:, index]]
+                for key in ("loss", "accuracy", "ponder_steps", "validation_f1_max")
+            },
+        },
+        "evaluation": {
+            part: forecast.measure(
+                kept.model,
+                prices.windows(getattr(instance, part), **window_options(options)),
+                usual,
+            )
+            for part in PERIODS
+        },
+    }
+
+
+def dates(found: prices.Prices, rows: range) -> list[str]:
+    """First and last date of a period's returns."""
+    return [str(found.dates[row + 1])[:10] for row in (rows.start, rows.stop - 1)]
+
+
+def settings(options: Finance) -> dict[str, Any]:
+    """The options as JSON can hold them: without where and on what the run was made."""
+    values = as_json("finance", options)
+    for field in ("results", "cpu_devices"):
+        del values[field]
+    return values
+
+
+def task_name(options: Finance) -> str:
+    """ "rnn", "seq2seq-5" or "seq2seq-10"."""
+    return options.mode if options.mode == "rnn" else f"seq2seq-{options.horizon}"
+
+
+def name(options: Finance) -> str:
+    """A short name of model and task, with what differs from the preset's usual comparison."""
+    words = [options.model, task_name(options)]
+    if options.model != "rnn":
+        words.append(f"tau{options.tau:g}")
+    if layer_weight(options):
+        words.append(f"mu{options.mu:g}")
+    return "-".join(words)
+
+
+def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One printed row a member."""
+    return [
+        {
+            "model": member["model"],
+            "instance": str(member["instance"]),
+            "seed": str(member["seed"]),
+            "best of updates": f"{member['best_update']:,} of {member['updates']:,}",
+            "validation F1": f"{member['validation_f1']:.4f}",
+            "test F1": f"{member['evaluation']['test']['f1']:.4f}",
+            "usual class": f"{member['evaluation']['test']['usual_f1']:.4f}",
+            "mean N": f"{member['evaluation']['test']['ponder_steps']:.2f}",
+        }
+        for member in members
+    ]

@@ -1,0 +1,141 @@
+"""A network that forecasts classes of price changes: its core, its heads, its loss, its figures."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from actjax import Ponder, f1, losses
+from actjax.tasks.batch import Batch
+
+MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
+PERCENTILE = 90  # of N_t, beside its mean and maximum (LFACT 2020, figure 3)
+
+
+class Forecast(NamedTuple):
+    """What a network says of a batch.
+
+    Attributes:
+      logits: [B, S, K, C], for S prediction steps, K instruments and C classes.
+      ponder: the record [B, T], or [B, T + S] of an encoder and a decoder.
+      layer_logits: [B, S, L, K, C], those of every layer, or None where there are no layers.
+      present: bool [B, S, L], the layers that ran, or None.
+    """
+
+    logits: Array
+    ponder: Ponder
+    layer_logits: Array | None = None
+    present: Array | None = None
+
+
+class Forecaster(nnx.Module):
+    """A recurrent core, and for each of `instruments` a softmax over `classes`."""
+
+    def __init__(self, core: nnx.Module, instruments: int, classes: int, *, rngs: nnx.Rngs):
+        self.core = core
+        self.instruments, self.classes = instruments, classes
+        self.heads = nnx.Linear(core.hidden_features, instruments * classes, rngs=rngs)
+
+    def __call__(self, inputs: Array) -> Forecast:
+        """Inputs [B, T, K] to a forecast of every next step."""
+        _, outputs, ponder = self.core(inputs)
+        return Forecast(self.read(outputs), ponder)
+
+    def read(self, outputs: Array) -> Array:
+        """Outputs [..., hidden] to logits [..., K, C]."""
+        return self.heads(outputs).reshape(*outputs.shape[:-1], self.instruments, self.classes)
+
+
+def make_loss(
+    tau: float, mu: float, over_time: str
+) -> Callable[[Forecaster, Batch], tuple[Array, dict[str, Array]]]:
+    """`(network, batch) -> (loss, metrics)`: eq 6 of LFACT 2020, which is eq 4 where `mu` is 0.
+
+    The cross-entropies of all instruments add up; `mu` weighs those of every layer that ran.
+    """
+
+    def loss_fn(network: Forecaster, batch: Batch):
+        forecast = network(batch.inputs)
+        entropy = functools.partial(losses.softmax_cross_entropy, over_time=over_time)
+        cross_entropy = entropy(forecast.logits, batch.targets, batch.mask).mean()
+        cost = losses.ponder_cost(forecast.ponder.cost, over_time=over_time).mean()
+        loss = cross_entropy + tau * cost
+        if mu and forecast.layer_logits is not None:
+            for layer in range(forecast.present.shape[-1]):
+                mask = batch.mask & forecast.present[:, :, layer]
+                layer_loss = losses.softmax_cross_entropy(
+                    forecast.layer_logits[:, :, layer], batch.targets, mask
+                )
+                scale = 1 if over_time == "sum" else batch.mask.sum(1)
+                loss = loss + mu * (layer_loss / scale).mean()
+        right = losses.accuracy(forecast.logits.argmax(-1), batch.targets, batch.mask)
+        return loss, {"accuracy": right, **losses.ponder_metrics(forecast.ponder)}
+
+    return loss_fn
+
+
+def mean_f1(network: Forecaster, batch: Batch) -> Array:
+    """Macro-F1, averaged over instruments and prediction steps: float scalar."""
+    predictions = network(batch.inputs).logits.argmax(-1)
+    counts = f1.confusion(predictions, batch.targets, batch.mask, classes=network.classes)
+    return f1.f1(counts).mean()
+
+
+def measure(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Any]:
+    """The figures of a network on the windows of a period.
+
+    Args:
+      batch: the windows; those beyond MOST_WINDOWS are thinned out evenly.
+      usual: int [K], the most frequent class of each instrument during training, the forecast
+        that F1 and accuracy are to be compared with.
+
+    Returns:
+      "f1" averaged over instruments and prediction steps, "f1_by_step" [S], "f1_by_instrument" [K],
+      "accuracy", "cross_entropy" (nats an instrument and step), "usual_f1" and "usual_accuracy";
+      "ponder" (mean N + R), "ponder_steps" (mean N), and "steps_by_step", the "mean", "maximum" and
+      "percentile_90" of N_t at each input step, the decoder's after the encoder's.
+    """
+    size = len(batch.inputs)
+    picked = np.unique(np.linspace(0, size - 1, min(size, MOST_WINDOWS)).round().astype(int))
+    batch = jax.tree.map(lambda leaf: leaf[picked], batch)
+    found = jax.tree.map(np.asarray, _apply(network, batch, usual))
+    steps = found.pop("steps")
+    by_step = {
+        "mean": steps.mean(0).tolist(),
+        "maximum": steps.max(0).tolist(),
+        f"percentile_{PERCENTILE}": np.percentile(steps, PERCENTILE, axis=0).tolist(),
+    }
+    counts = {"windows": len(picked), "ponder_steps": float(steps.mean())}
+    return (
+        counts
+        | {name: value.tolist() for name, value in found.items()}
+        | {"steps_by_step": by_step}
+    )
+
+
+@jax.jit
+def _apply(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Array]:
+    forecast = network(batch.inputs)
+    score = functools.partial(f1.confusion, classes=network.classes)
+    predictions = forecast.logits.argmax(-1)
+    scores = f1.f1(score(predictions, batch.targets, batch.mask))  # [S, K]
+    always = jnp.broadcast_to(usual, batch.targets.shape)
+    nats = losses.softmax_cross_entropy(
+        forecast.logits, batch.targets, batch.mask, over_time="mean"
+    )
+    return {
+        "f1": scores.mean(),
+        "f1_by_step": scores.mean(1),
+        "f1_by_instrument": scores.mean(0),
+        "accuracy": losses.accuracy(predictions, batch.targets, batch.mask),
+        "cross_entropy": nats.mean() / network.instruments,
+        "usual_f1": f1.f1(score(always, batch.targets, batch.mask)).mean(),
+        "usual_accuracy": losses.accuracy(always, batch.targets, batch.mask),
+        "ponder": forecast.ponder.cost.mean(),
+        "steps": forecast.ponder.steps,
+    }
