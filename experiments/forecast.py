@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from actjax import Ponder, f1, losses
+from actjax import LFACT, Layers, Ponder, f1, losses
 from actjax.tasks.batch import Batch
 
 MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
@@ -23,14 +23,12 @@ class Forecast(NamedTuple):
     Attributes:
       logits: [B, S, K, C], for S prediction steps, K instruments and C classes.
       ponder: the record [B, T], or [B, T + S] of an encoder and a decoder.
-      layer_logits: [B, S, L, K, C], those of every layer, or None where there are no layers.
-      present: bool [B, S, L], the layers that ran, or None.
+      layers: the outputs of every layer, [B, S, L, hidden], or None where there are no layers.
     """
 
     logits: Array
     ponder: Ponder
-    layer_logits: Array | None = None
-    present: Array | None = None
+    layers: Layers | None = None
 
 
 class Forecaster(nnx.Module):
@@ -43,6 +41,9 @@ class Forecaster(nnx.Module):
 
     def __call__(self, inputs: Array) -> Forecast:
         """Inputs [B, T, K] to a forecast of every next step."""
+        if isinstance(self.core, LFACT):
+            _, layers, ponder = self.core.layers(inputs)
+            return Forecast(self.read(layers.deepest), ponder, layers)
         _, outputs, ponder = self.core(inputs)
         return Forecast(self.read(outputs), ponder)
 
@@ -61,22 +62,29 @@ def make_loss(
 
     def loss_fn(network: Forecaster, batch: Batch):
         forecast = network(batch.inputs)
-        entropy = functools.partial(losses.softmax_cross_entropy, over_time=over_time)
-        cross_entropy = entropy(forecast.logits, batch.targets, batch.mask).mean()
+        cross_entropy = losses.softmax_cross_entropy(
+            forecast.logits, batch.targets, batch.mask, over_time=over_time
+        ).mean()
         cost = losses.ponder_cost(forecast.ponder.cost, over_time=over_time).mean()
         loss = cross_entropy + tau * cost
-        if mu and forecast.layer_logits is not None:
-            for layer in range(forecast.present.shape[-1]):
-                mask = batch.mask & forecast.present[:, :, layer]
-                layer_loss = losses.softmax_cross_entropy(
-                    forecast.layer_logits[:, :, layer], batch.targets, mask
-                )
-                scale = 1 if over_time == "sum" else batch.mask.sum(1)
-                loss = loss + mu * (layer_loss / scale).mean()
+        if mu and forecast.layers is not None:
+            loss = (
+                loss + mu * layer_loss(network, forecast.layers, batch, over_time=over_time).mean()
+            )
         right = losses.accuracy(forecast.logits.argmax(-1), batch.targets, batch.mask)
         return loss, {"accuracy": right, **losses.ponder_metrics(forecast.ponder)}
 
     return loss_fn
+
+
+def layer_loss(network: Forecaster, layers: Layers, batch: Batch, *, over_time: str) -> Array:
+    """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
+    total = jnp.zeros(())
+    for n in range(layers.states.shape[2]):
+        mask = batch.mask & layers.present[:, :, n]
+        logits = network.read(layers.states[:, :, n])
+        total = total + losses.softmax_cross_entropy(logits, batch.targets, mask)
+    return total if over_time == "sum" else total / batch.mask.sum(1)
 
 
 def mean_f1(network: Forecaster, batch: Batch) -> Array:

@@ -60,8 +60,23 @@ def make_core(options: Options, in_features: int, *, rngs: nnx.Rngs) -> nnx.Modu
                 lanes=options.lanes,
                 **shared,
             )
+        case "lfact":
+            return actjax.LFACT(
+                in_features,
+                options.hidden,
+                max_layers=options.max_steps,
+                combine=options.combine,
+                attend=options.attend,
+                epsilon=options.epsilon,
+                halt_bias=options.halt_bias,
+                loop=options.loop,
+                lanes=options.lanes,
+                **shared,
+            )
         case _:
-            raise ValueError(f"model is {options.model!r}; it must be one of rnn, act, repeat")
+            raise ValueError(
+                f"model is {options.model!r}; it must be one of rnn, act, repeat, lfact"
+            )
 
 
 def _glorot_cell(cell, gates: int, in_features: int, hidden_features: int, **options):

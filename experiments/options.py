@@ -16,32 +16,37 @@ class Options:
     preset: str = "demo"
     """Settings to start from; each option given beside it replaces one of them."""
 
-    model: Literal["rnn", "act", "repeat"] = "act"
-    """Steps of the cell for each input: one (rnn), a learned number (act), a fixed one (repeat)."""
+    model: Literal["rnn", "act", "repeat", "lfact"] = "act"
+    """Steps of the cell for each input: one (rnn), a learned number (act), a fixed one (repeat), or
+    a learned number of layers (lfact)."""
     cell: Literal["simple", "gru", "lstm"] = "simple"
     """The recurrent cell: a simple tanh cell, a GRU or an LSTM."""
     hidden: int = 128
     """Units of the cell."""
     tau: float = 1e-3
-    """Time penalty of act: what one ponder step costs in the loss. Less means longer thought."""
+    """Time penalty of act and lfact: what a ponder step costs in the loss. Less: longer thought."""
     ponder_budget: float | None = None
-    """Hold act's mean ponder cost at this number by moving tau, which is then only the start."""
+    """Hold their mean ponder cost at this number by moving tau, which is then only the start."""
     repeats: int = 2
     """Steps of the cell for each input, for repeat."""
     max_steps: int = 100
-    """Most ponder steps act may take for an input (M)."""
+    """Most ponder steps act may take for an input (M), most layers of lfact (L)."""
+    combine: Literal["affine", "mlp"] = "affine"
+    """How lfact joins a layer's state with what it gets from the step before (g)."""
+    attend: Literal["all", "lower"] = "all"
+    """Which layers of the step before lfact attends to: all, or only those that are not higher."""
     epsilon: float = 0.01
-    """Act stops once its halting probabilities sum to 1 - epsilon."""
+    """They stop once their halting probabilities sum to 1 - epsilon."""
     halt_bias: float = 1.0
-    """First bias of act's halting unit; a lower one makes it start with longer thought."""
+    """First bias of their halting unit; a lower one makes them start with longer thought."""
     over_time: Literal["sum", "mean"] = "sum"
     """Whether loss and ponder cost are summed over a sequence (Graves) or averaged (Fojo)."""
     init: Literal["glorot", "flax"] = "flax"
     """First weights of the cell: uniform after Glorot, or Flax's own (Lecun and orthogonal)."""
     loop: Literal["while", "scan"] = "while"
-    """How act runs: while costs the steps taken; scan costs max_steps and is the reference."""
+    """How they run: while costs the steps taken; scan costs max_steps and is the reference."""
     lanes: int | None = None
-    """Rows computed side by side, for act; sequences wait for one. Default: the batch size."""
+    """Rows computed side by side; sequences wait for one. Default: the batch size."""
 
     batch_size: int = 128
     """Sequences in an update."""
@@ -116,9 +121,9 @@ def run_folder(experiment: str, config: Options) -> pathlib.Path:
 
 
 def label(config: Options) -> str:
-    """A short name of the model: "rnn", "repeat-3" or "act-tau0.001"."""
-    suffix = {"rnn": "", "repeat": f"-{config.repeats}", "act": f"-tau{config.tau:g}"}
-    return config.model + suffix[config.model]
+    """A short name of the model: "rnn", "repeat-3", "act-tau0.001" or "lfact-tau0.001"."""
+    suffix = {"rnn": "", "repeat": f"-{config.repeats}"}
+    return config.model + suffix.get(config.model, f"-tau{config.tau:g}")
 
 
 def as_json(experiment: str, config: Options) -> dict[str, Any]:

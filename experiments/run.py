@@ -78,7 +78,7 @@ def input_size(sample: Sample, data: Any = ()) -> int:
 
 def make_controller(options: Options) -> budget.TauController:
     """Tau as the options want it: fixed, or moved to hold a ponder budget."""
-    if options.model != "act":
+    if options.model not in ("act", "lfact"):
         return budget.fixed(0.0)
     if options.ponder_budget is None:
         return budget.fixed(options.tau)
@@ -108,7 +108,7 @@ def finish(
         "command": command(sys.argv[1:]),
         **environment(),
     }
-    if options.model == "act":
+    if options.model in ("act", "lfact"):
         advice = budget.halting_advice(last["ponder_steps"], max_steps=options.max_steps)
         summary["advice"] = advice
     training.write_json(folder / SUMMARY, summary)
