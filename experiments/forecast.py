@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from actjax import LFACT, Layers, Ponder, f1, losses
 from actjax.tasks.batch import Batch
@@ -79,11 +79,15 @@ def make_loss(
 
 def layer_loss(network: Forecaster, layers: Layers, batch: Batch, *, over_time: str) -> Array:
     """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
-    total = jnp.zeros(())
+
+    def of_layer(states, mask):
+        return losses.softmax_cross_entropy(network.read(states), batch.targets, mask)
+
+    total = jnp.zeros(batch.mask.shape[0])
     for n in range(layers.states.shape[2]):
         mask = batch.mask & layers.present[:, :, n]
-        logits = network.read(layers.states[:, :, n])
-        total = total + losses.softmax_cross_entropy(logits, batch.targets, mask)
+        ran = mask.any()  # no heads for layers that nothing asked for
+        total += lax.cond(ran, of_layer, lambda *_: total * 0, layers.states[:, :, n], mask)
     return total if over_time == "sum" else total / batch.mask.sum(1)
 
 
