@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import pathlib
-import sys
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from experiments.data import load_prices
 from experiments.forecast import Forecaster
 from experiments.network import make_core
 from experiments.options import Options, as_json, parse
+from experiments.plots import lfact
 from experiments.sweep import compact, set_cpu_devices
 
 SUMMARY = "sweep.json"
@@ -123,7 +123,7 @@ class Member(NamedTuple):
 def main(argv: list[str]):
     """Trains the networks, measures the best weights of each, and prints a table."""
     options = parse("finance", PRESETS, argv)
-    summary, folder = train(options)
+    summary, folder = train(options, run.command(["finance", *argv]))
     run.show(
         f"Finance: {task_name(options)}, test period",
         table(summary["members"]),
@@ -131,8 +131,8 @@ def main(argv: list[str]):
     )
 
 
-def train(options: Finance) -> tuple[dict[str, Any], pathlib.Path]:
-    """From the prices to summary and figures: the summary and its folder."""
+def train(options: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
+    """From the prices to the figures: the summary, which names `command`, and its folder."""
     check(options)
     found = load_prices(options.prices)
     splits = make_splits(options, found)
@@ -163,7 +163,7 @@ def train(options: Finance) -> tuple[dict[str, Any], pathlib.Path]:
         ]
     summary = {
         "experiment": "finance",
-        "command": run.command(sys.argv[1:]),
+        "command": command,
         "config": settings(options),
         "instruments": list(found.names),
         "wall_time_seconds": round(seconds, 1),
@@ -171,6 +171,7 @@ def train(options: Finance) -> tuple[dict[str, Any], pathlib.Path]:
         "members": rows,
     }
     training.write_json(folder / SUMMARY, summary)
+    lfact.draw(rows, folder)
     if options.results is not None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.results, compact(summary))
@@ -319,7 +320,7 @@ def member_summary(
         "seed": member.seed,
         "tau": None if options.model == "rnn" else options.tau,
         "mu": layer_weight(options) if options.model == "lfact" else None,
-        "training_rows": len(split.train),
+        "training_length": options.train,
         "periods": {part: dates(found, getattr(split, part)) for part in PERIODS},
         "updates": int(result.history["step"][-1]),
         "diverged": bool(result.diverged[index]),

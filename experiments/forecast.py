@@ -80,14 +80,16 @@ def make_loss(
 def layer_loss(network: Forecaster, layers: Layers, batch: Batch, *, over_time: str) -> Array:
     """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
 
-    def of_layer(states, mask):
-        return losses.softmax_cross_entropy(network.read(states), batch.targets, mask)
+    def add_layer(total, states, mask):
+        logits = network.read(states)
+        return total + losses.softmax_cross_entropy(logits, batch.targets, mask)
 
     total = jnp.zeros(batch.mask.shape[0])
     for n in range(layers.states.shape[2]):
         mask = batch.mask & layers.present[:, :, n]
-        ran = mask.any()  # no heads for layers that nothing asked for
-        total += lax.cond(ran, of_layer, lambda *_: total * 0, layers.states[:, :, n], mask)
+        states = layers.states[:, :, n]
+        # no heads for a layer that nothing in the batch asked for
+        total = lax.cond(mask.any(), add_layer, lambda total, *_: total, total, states, mask)
     return total if over_time == "sum" else total / batch.mask.sum(1)
 
 

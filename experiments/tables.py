@@ -1,6 +1,9 @@
-"""Fojo 2018's tables 6.1 and 6.2 beside our sweeps: updates until solved, mean repetitions."""
+"""The papers' tables beside what ran here: Fojo 2018's 6.1 and 6.2, and the F1 of LFACT 2020."""
 
 from typing import Any, NamedTuple
+
+from experiments.plots import lfact
+from experiments.plots.style import mean_and_error
 
 
 class Row(NamedTuple):
@@ -43,6 +46,12 @@ TABLES = {
         Row("Repeat-LSTM, ρ = 8", ("repeat", 8), 576_000, 8),
     ),
 }
+# LFACT 2020, sections 4.1 and A.2: F1 of the plain network by instance, and others' change over it
+FINANCE = {
+    "rnn": ("0.475, 0.461, 0.447", {"act": "+6.3 %", "lfact": "+14.1 %"}),
+    "seq2seq-5": ("0.492, 0.534, 0.498", {"act": "below 0", "lfact": "above 0"}),
+    "seq2seq-10": ("0.439, 0.481, 0.447", {"act": "about 0", "lfact": "+7.4 %"}),
+}
 NUMBER = {"parity": "6.1", "addition": "6.2"}
 PRESET = "fojo"  # the sizes and settings a run must have to stand in a table
 
@@ -77,6 +86,52 @@ def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def finance(members: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """F1 on the test periods as text, a line for each task and model that ran.
+
+    Errors are standard errors over seeds. The change is that of the mean over all instances.
+    """
+    members, rows = lfact.usual(members), []
+    for task, (paper_f1, paper_change) in FINANCE.items():
+        base = lfact.select(members, task=task, model="rnn")
+        for model, (label, _) in lfact.MODELS.items():
+            ours = lfact.select(members, task=task, model=model)
+            if not ours:
+                continue
+            changed = ""
+            if base and model != "rnn":
+                ratio, error = lfact.change(lfact.by_seed(ours), lfact.by_seed(base))
+                changed = f"{100 * ratio:+.1f} ± {100 * error:.1f} %"
+            instances = sorted({m["instance"] for m in ours})
+            test = [m["evaluation"]["test"] for m in ours]
+            rows.append(
+                {
+                    "task": lfact.TASKS[task],
+                    "model": label,
+                    "seeds": str(len({m["seed"] for m in ours})),
+                    **{
+                        f"F1, INS{i + 1}": _pm(lfact.scores(lfact.select(ours, instance=i)))
+                        for i in instances
+                    },
+                    "change over the RNN": changed,
+                    "paper": paper_f1 if model == "rnn" else paper_change[model],
+                    "F1 of the usual class": f"{_mean(test, 'usual_f1'):.3f}",
+                    "accuracy": f"{_mean(test, 'accuracy'):.3f}",
+                    "of the usual class": f"{_mean(test, 'usual_accuracy'):.3f}",
+                    "steps N": f"{_mean(test, 'ponder_steps'):.2f}",
+                }
+            )
+    return rows
+
+
+def _pm(values: list[float]) -> str:
+    return "{:.4f} ± {:.4f}".format(*mean_and_error(values))
+
+
+def _mean(records: list[dict[str, Any]], key: str) -> float:
+    return mean_and_error([record[key] for record in records])[0]
 
 
 def _key(member) -> tuple[str, float | None]:

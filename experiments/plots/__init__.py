@@ -9,10 +9,11 @@ from typing import Any
 import tyro
 
 from experiments import run
-from experiments.plots import fojo, graves
+from experiments.plots import fojo, graves, lfact
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 TASKS = ("parity", "logic", "addition", "sort", "wikipedia")
+TOGETHER = {"finance": lfact.draw}  # tasks whose figures compare the members of all summaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +91,20 @@ class Options:
 
 
 def main(argv: list[str]):
-    if not argv or argv[0] not in (*TASKS, "-h", "--help"):
-        raise ValueError(f"figures needs a task, one of {', '.join(TASKS)}, as in: figures parity")
+    known = (*TASKS, *TOGETHER)
+    if not argv or argv[0] not in (*known, "-h", "--help"):
+        raise ValueError(f"figures needs a task, one of {', '.join(known)}, as in: figures parity")
     task, *rest = argv
-    asked = rest if task in TASKS else ["--help"]
+    asked = rest if task in known else ["--help"]
     options = tyro.cli(
         Options, prog="python -m experiments figures TASK", description=Options.__doc__, args=asked
     )
     drawn = draw(task, options.results)
     if not drawn:
+        writes = task if task in TOGETHER else f"sweep {task}"
         raise ValueError(
             f"results is {str(options.results)!r}, which has no summary for {task}; "
-            f"write one with: python -m experiments sweep {task} --results FILE"
+            f"write one with: python -m experiments {writes} --results FILE"
         )
     rows = [{"figure": number, "shows": title, "file": str(path)} for number, title, path in drawn]
     run.show(f"Figures: {task}", rows)
@@ -109,6 +112,8 @@ def main(argv: list[str]):
 
 def draw(task: str, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path]]:
     """Draws every figure that the task's summaries give: (number, title, path) of each."""
+    if task in TOGETHER:
+        return TOGETHER[task](members(task, results), results / task)
     drawn = []
     for path, summary in summaries(task, results):
         for name, figure in FIGURES.items():
@@ -117,6 +122,11 @@ def draw(task: str, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path]
                 number = figure.numbers.get(task, "budget")
                 drawn.append((number, figure.title, target))
     return drawn
+
+
+def members(task: str, results: pathlib.Path) -> list[dict[str, Any]]:
+    """The members of all summaries in a task's folder."""
+    return [member for _, summary in summaries(task, results) for member in summary["members"]]
 
 
 def summaries(task: str, results: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:

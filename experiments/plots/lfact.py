@@ -1,0 +1,257 @@
+"""The finance figures of LFACT 2020, drawn from the members of all its summaries together."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.plots.style import PLAIN, mean_and_error, plt, save
+
+MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
+TASKS = {
+    "rnn": "next step",
+    "seq2seq-5": "seq2seq, 5 steps",
+    "seq2seq-10": "seq2seq, 10 steps",
+}
+PERIODS = ("train", "validation", "test")
+PAPER_MU = 0.1
+Members = list[dict[str, Any]]
+
+
+def usual(members: Members) -> Members:
+    """Those at the settings of the comparison: the longest training period, the paper's mu."""
+    longest = max((m["training_length"] for m in members), default=0)
+    return [m for m in members if m["training_length"] == longest and _paper_mu(m)]
+
+
+def select(members: Members, **wanted) -> Members:
+    return [m for m in members if all(m[key] == value for key, value in wanted.items())]
+
+
+def scores(members: Members) -> list[float]:
+    return [m["evaluation"]["test"]["f1"] for m in members]
+
+
+def by_seed(members: Members) -> list[float]:
+    """Test F1 averaged over instances, one number a seed."""
+    return [
+        float(np.mean(scores(select(members, seed=seed))))
+        for seed in sorted({m["seed"] for m in members})
+    ]
+
+
+def change(values: list[float], base: list[float]) -> tuple[float, float]:
+    """Relative change of the mean over that of `base`, and its standard error."""
+    (mean, error), (start, spread) = mean_and_error(values), mean_and_error(base)
+    return mean / start - 1, float(np.hypot(error / mean, spread / start)) * mean / start
+
+
+def f1(members: Members, path: pathlib.Path) -> bool:
+    """Test F1 by instance and model, and its change over the plain network (2a, 3a and 6)."""
+    members = _comparison(members)
+    tasks = _tasks(members)
+    if not tasks:
+        return False
+    figure, panels = plt.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 6), squeeze=False)
+    for (top, bottom), task in zip(panels.T, tasks, strict=True):
+        here = select(members, task=task)
+        instances, models = _values(here, "instance"), _models(here)
+        width = 0.8 / len(models)
+        for number, model in enumerate(models):
+            label, color = MODELS[model]
+            for place, instance in enumerate(instances):
+                found = scores(select(here, model=model, instance=instance))
+                base = scores(select(here, model="rnn", instance=instance))
+                x = place + (number - (len(models) - 1) / 2) * width
+                bar = {"width": width * 0.92, "color": color, "capsize": 3}
+                name = None if place else label
+                if found:
+                    mean, error = mean_and_error(found)
+                    top.bar(x, mean, yerr=error, label=name, **bar)
+                if found and base and model != "rnn":
+                    ratio, error = change(found, base)
+                    bottom.bar(x, 100 * ratio, yerr=100 * error, **bar)
+        for place, instance in enumerate(instances):
+            always = select(here, instance=instance)[0]["evaluation"]["test"]["usual_f1"]
+            name = None if place else "most frequent class"
+            top.hlines(always, place - 0.45, place + 0.45, color="k", linestyle=":", label=name)
+        for axes in (top, bottom):
+            axes.set_xticks(range(len(instances)), [f"INS{i + 1}" for i in instances])
+        top.set_title(TASKS.get(task, task), fontsize=10)
+        bottom.axhline(0, color="k", linewidth=0.8)
+    panels[0, 0].set_ylabel("test F1")
+    panels[1, 0].set_ylabel("change of F1 over the RNN (%)")
+    panels[0, -1].legend(fontsize="small", loc="lower right")
+    return save(figure, path)
+
+
+def by_step(members: Members, path: pathlib.Path) -> bool:
+    """Test F1 at each prediction step on the first instance (2c, 3b and 7)."""
+    members = _first_instance(_comparison(members))
+    tasks = _tasks(members)
+    if not tasks:
+        return False
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for model in _models(select(members, task=task)):
+            label, color = MODELS[model]
+            here = select(members, task=task, model=model)
+            rows = np.array([m["evaluation"]["test"]["f1_by_step"] for m in here])
+            x = np.arange(1, rows.shape[1] + 1)
+            mean, error = np.array([mean_and_error(column) for column in rows.T]).T
+            axes.plot(x, mean, color=color, marker=".", label=label)
+            axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        axes.set_title(TASKS.get(task, task), fontsize=10)
+        axes.set_xlabel("prediction step")
+    panels[0, 0].set_ylabel(f"test F1, INS{members[0]['instance'] + 1}")
+    panels[0, -1].legend(fontsize="small")
+    return save(figure, path)
+
+
+def steps(members: Members, path: pathlib.Path) -> bool:
+    """N_t at each step of the first instance, LFACT's layers and ACT's mean (2d, 3c to 3e)."""
+    members = _first_instance(_comparison(members))
+    layered = select(members, model="lfact")
+    tasks = _tasks(layered)
+    if not tasks:
+        return False
+    shape = (len(tasks), len(PERIODS))
+    figure, panels = plt.subplots(*shape, figsize=(11, 2.3 * len(tasks) + 0.4), squeeze=False)
+    for row, task in zip(panels, tasks, strict=True):
+        for axes, period in zip(row, PERIODS, strict=True):
+            found = _steps(select(layered, task=task), period)
+            x = np.arange(1, len(found["mean"][0]) + 1)
+            largest, top_tenth = found["maximum"].max(0), found["percentile_90"].mean(0)
+            axes.bar(x, largest, color="#f3c1bd", label="LFACT, maximum")
+            axes.bar(x, top_tenth, color="tab:red", width=0.45, label="LFACT, 90th percentile")
+            axes.plot(x, found["mean"].mean(0), color="k", marker=".", label="LFACT, mean")
+            others = select(members, task=task, model="act")
+            if others:
+                mean = _steps(others, period)["mean"].mean(0)
+                axes.plot(x, mean, color="tab:blue", linestyle="--", label="ACT, mean")
+            axes.set_title(f"{TASKS.get(task, task)}: {period}", fontsize=9)
+            axes.set_ylim(0, None)
+        row[0].set_ylabel(r"$N_t$")
+    for axes in panels[-1]:
+        axes.set_xlabel("step")
+    panels[0, 0].legend(fontsize=7)
+    return save(figure, path)
+
+
+def mu(members: Members, path: pathlib.Path) -> bool:
+    """LFACT's change of F1 over the plain network for each mu, all instances (2b)."""
+    longest = max((m["training_length"] for m in members), default=0)
+    members = select(members, task="rnn", training_length=longest)
+    base, layered = select(members, model="rnn"), select(members, model="lfact")
+    values = _values(layered, "mu")
+    if len(values) < 2 or not base:
+        return False
+    figure, axes = plt.subplots(figsize=(5, 3.4))
+    for place, value in enumerate(values):
+        ratio, error = change(by_seed(select(layered, mu=value)), by_seed(base))
+        axes.bar(place, 100 * ratio, yerr=100 * error, color="tab:red", capsize=3, width=0.7)
+    axes.axhline(0, color="k", linewidth=0.8)
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set_xlabel("mu")
+    axes.set_ylabel("LFACT: change of F1 over the RNN (%)")
+    return save(figure, path)
+
+
+def size(members: Members, path: pathlib.Path) -> bool:
+    """Test F1 against the length of the training period (as figure 9 on Wikipedia)."""
+    members = [m for m in members if _paper_mu(m) and m["task"] == "rnn"]
+    if len(_values(members, "training_length")) < 2:
+        return False
+    figure, axes = plt.subplots(figsize=(5, 3.4))
+    for model in _models(members):
+        label, color = MODELS[model]
+        here = select(members, model=model)
+        lengths = _values(here, "training_length")
+        found = [mean_and_error(by_seed(select(here, training_length=n))) for n in lengths]
+        mean, error = np.array(found).T
+        axes.errorbar(lengths, mean, error, color=color, marker=".", capsize=3, label=label)
+    axes.set_xlabel("length of the training period")
+    axes.set_ylabel("test F1, all instances")
+    axes.legend(fontsize="small")
+    return save(figure, path)
+
+
+def curves(members: Members, path: pathlib.Path) -> bool:
+    """F1 in validation and N while training, the mean over seeds and instances (as 4c)."""
+    members = _comparison(members)
+    tasks = _tasks(members)
+    if not tasks:
+        return False
+    figure, panels = plt.subplots(
+        2, len(tasks), figsize=(4.2 * len(tasks), 5), squeeze=False, sharex="col"
+    )
+    for (top, bottom), task in zip(panels.T, tasks, strict=True):
+        for model in _models(select(members, task=task)):
+            label, color = MODELS[model]
+            here = [m["curve"] for m in select(members, task=task, model=model)]
+            rows = min(len(curve["step"]) for curve in here)
+            for axes, key in ((top, "validation_f1_max"), (bottom, "ponder_steps")):
+                values = np.array([curve[key][:rows] for curve in here])
+                axes.plot(here[0]["step"][:rows], values.mean(0), color=color, label=label)
+        top.set_title(TASKS.get(task, task), fontsize=10)
+        bottom.set_xlabel("updates")
+    panels[0, 0].set_ylabel("validation F1")
+    panels[1, 0].set_ylabel("mean N in training")
+    panels[0, -1].legend(fontsize="small")
+    return save(figure, path)
+
+
+# name -> (how it is drawn, its number in the paper, what it shows)
+FIGURES = {
+    "f1": (f1, "LFACT 2a, 3a and 6", "F1 by instance and model"),
+    "mu": (mu, "LFACT 2b", "weight of the intermediate losses"),
+    "by_step": (by_step, "LFACT 2c, 3b and 7", "F1 at each prediction step"),
+    "steps": (steps, "LFACT 2d, 3c to 3e", "layers at each step"),
+    "curves": (curves, "as LFACT 4c", "validation F1 and N while training"),
+    "size": (size, "as LFACT 9", "F1 by length of the training period"),
+}
+
+
+def draw(members: Members, folder: pathlib.Path) -> list[tuple[str, str, pathlib.Path]]:
+    """Draws every figure that the members give: (number, title, path) of each."""
+    drawn = []
+    for name, (function, number, title) in FIGURES.items():
+        path = pathlib.Path(folder) / f"{name}.png"
+        if function(members, path):
+            drawn.append((number, title, path))
+    return drawn
+
+
+def _paper_mu(member: dict[str, Any]) -> bool:
+    return member["model"] != "lfact" or member["mu"] == (
+        PAPER_MU if member["task"] == "rnn" else 0
+    )
+
+
+def _comparison(members: Members) -> Members:
+    return usual(members) or members
+
+
+def _first_instance(members: Members) -> Members:
+    first = min((m["instance"] for m in members), default=0)
+    return select(members, instance=first)
+
+
+def _tasks(members: Members) -> list[str]:
+    found = {m["task"] for m in members}
+    return [*(t for t in TASKS if t in found), *sorted(found - TASKS.keys())]
+
+
+def _models(members: Members) -> list[str]:
+    found = {m["model"] for m in members}
+    return [model for model in MODELS if model in found]
+
+
+def _values(members: Members, key: str) -> list:
+    return sorted({m[key] for m in members})
+
+
+def _steps(members: Members, period: str) -> dict[str, np.ndarray]:
+    """The records of N_t at each step, one row a seed."""
+    records = [m["evaluation"][period]["steps_by_step"] for m in members]
+    return {name: np.array([record[name] for record in records]) for name in records[0]}
