@@ -9,16 +9,19 @@ from actjax.halting import (
 from actjax.layers import Layers
 from actjax.lfact import LFACT
 from actjax.modules import ACT, RNN, Repeat
+from actjax.seq2seq import Decoded, Seq2Seq
 from actjax.unroll import ponder, repeat, unroll, unroll_layers
 
 __all__ = [
     "ACT",
     "LFACT",
     "RNN",
+    "Decoded",
     "HaltingWeights",
     "Layers",
     "Ponder",
     "Repeat",
+    "Seq2Seq",
     "halting_step",
     "halting_weights",
     "ponder",

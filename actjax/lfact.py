@@ -17,13 +17,15 @@ The paper numbers layers from 0 in some places and from 1 in others; here they a
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from actjax.attention import ATTEND, Attention, transmission
 from actjax.cells import CellStep, Recurrent
 from actjax.checks import check_choice, check_limits, check_positive
 from actjax.halting import Ponder, halting_dtype
@@ -31,75 +33,6 @@ from actjax.layers import Layers
 from actjax.unroll import unroll_layers
 
 COMBINE = ("affine", "mlp")
-ATTEND = ("all", "lower")
-
-
-class Attention(NamedTuple):
-    """The weights of eq 5, vectors that act elementwise.
-
-    Attributes:
-      query: W_Q, float ``[features]``.
-      key: V_Q, float ``[features]``.
-      bias: b_Q, float ``[features]``.
-      score: V_n, float ``[L, features]``, a vector for each layer that is transmitted to.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    bias: jax.Array
-    score: jax.Array
-
-
-def transmission(
-    attention: Attention,
-    query: jax.Array,
-    keys: jax.Array,
-    below: Layers,
-    n: jax.Array,
-    *,
-    attend: str = "all",
-) -> Any:
-    """What the layers of the step before transmit to layer n: U^n_{t-1} (LFACT 2020, eq 5).
-
-    Args:
-      attention: the weights.
-      query: float ``[rows, features]``, the primary state that enters layer n.
-      keys: float ``[rows, L, features]``, the primary states of the step before.
-      below: those layers: states to be averaged ``[rows, L, ...]``, count ``[rows]``.
-      n: int ``[rows]``, 1 for the first layer.
-      attend: "all" layers below (c = N), or only those "lower" than n or as deep (c = min(N, n)).
-
-    Returns:
-      Pytree of ``[rows, ...]``, the mean of ``below.states`` under the attention weights alpha.
-
-    >>> below = Layers(jnp.array([[[1.0], [5.0], [0.0]]]), jnp.array([2]))
-    >>> even = Attention(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.zeros((3, 1)))
-    >>> transmission(even, jnp.ones((1, 1)), below.states, below, jnp.array([1]))
-    Array([[3.]], dtype=float32)
-    """
-    layer = jax.nn.one_hot(n - 1, attention.score.shape[0], dtype=attention.score.dtype)
-    by_row = lambda vector: jnp.broadcast_to(vector, query.shape)  # noqa: E731
-    weights = Attention(*map(by_row, attention[:3]), score=layer @ attention.score)
-    seen = below.present
-    if attend == "lower":
-        seen &= jnp.arange(seen.shape[-1]) < n[:, None]
-
-    # The arrays of every pair of layers are computed again on the way back, and the weights given
-    # to each row, so that what an iteration of the loop keeps does not grow with L.
-    @jax.checkpoint
-    def attended(weights, query, keys, states):
-        weights = jax.tree.map(lambda leaf: leaf[:, None], weights)
-        hidden = jax.nn.sigmoid(weights.query * query[:, None] + weights.key * keys + weights.bias)
-        beta = (weights.score * hidden).sum(-1).astype(halting_dtype(hidden.dtype))
-        alpha = jax.nn.softmax(jnp.where(seen, beta, -jnp.inf), axis=-1)
-
-        def mean(leaf):
-            weight = alpha.reshape(alpha.shape + (1,) * (leaf.ndim - 2)).astype(leaf.dtype)
-            return (weight * leaf).sum(1)
-
-        return jax.tree.map(mean, states)
-
-    return attended(weights, query, keys, below.states)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,46 +40,67 @@ class LayerStep:
     """One layer of LFACT, as `unroll_layers` wants it; equal settings are equal steps.
 
     Its parameters are ``(cell, combine, attention, halt)``: the cell f with the products of its
-    inputs taken, g as a function of both states in one vector, `Attention`, and the halting unit
-    as a function of ``[u, U]``.
+    inputs taken, g, `Attention`, and the halting unit. `attend` and `masked` are as in
+    `transmission`.
     """
 
     cell: CellStep
     attend: str
+    masked: bool
 
     def __call__(self, params, state, x, below, n):
         cell, combine, attention, halt = params
         carry, query = self.cell.read(state)
-        keys = self.cell.read(below.states)[1]
-        transmitted = transmission(attention, query, keys, below, n, attend=self.attend)
+        leaf = -1 if self.cell.output is None else self.cell.output
+        transmitted = transmission(
+            attention, query, below, n, attend=self.attend, leaf=leaf, masked=self.masked
+        )
         received, y = self.cell.read(transmitted)
-        leaves, tree = jax.tree.flatten(carry)
-        combined = combine(jnp.concatenate([*leaves, *jax.tree.leaves(received)], axis=-1))
-        ends = np.cumsum([leaf.shape[-1] for leaf in leaves])
-        carry, output = cell(tree.unflatten(jnp.split(combined, ends[:-1], axis=-1)), x)
-        h = halt(jnp.concatenate([output, y], axis=-1))[:, 0]
+        carry, output = cell(combine(carry, received), x)
+        h = halt(output, y)[:, 0]
         return self.cell.state(carry, output), jax.nn.sigmoid(h.astype(halting_dtype(h.dtype)))
 
 
-class Combine(nnx.Module):
-    """g: the primary state and what is transmitted, as one vector, to the state the cell gets.
+class Both(nnx.Module):
+    """An affine function of a primary and a transmission state: ``W x + V y + b``.
 
-    "affine" is ``activation(W [u, U] + b)``, the paper's choice; "mlp" has a hidden layer of the
-    state's size before it.
+    Either is a pytree of ``[rows, ...]`` that counts as one vector. The two products stand apart,
+    so that no copy of both states is made to be kept.
+    """
+
+    def __init__(self, features: int, out_features: int, *, bias: float = 0.0, dtype, rngs):
+        # Each product sees half of the inputs: with this scale their sum has unit variance.
+        kernel = nnx.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
+        options = {"kernel_init": kernel, "dtype": dtype, "rngs": rngs}
+        constant = nnx.initializers.constant(bias)
+        self.primary = nnx.Linear(features, out_features, bias_init=constant, **options)
+        self.transmitted = nnx.Linear(features, out_features, use_bias=False, **options)
+
+    def __call__(self, x, y) -> jax.Array:
+        join = lambda tree: jnp.concatenate(jax.tree.leaves(tree), axis=-1)  # noqa: E731
+        return self.primary(join(x)) + self.transmitted(join(y))
+
+
+class Combine(nnx.Module):
+    """g: a primary and a transmission state to the combined one that the cell is given.
+
+    "affine" is ``activation(W_1 x + W_2 y + b)``, the paper's choice; "mlp" has another layer of
+    the state's size after it.
     """
 
     def __init__(self, features: int, kind: str, activation: Callable, *, dtype, rngs: nnx.Rngs):
         self.activation = activation
-        self.hidden = None
-        if kind == "mlp":
-            self.hidden = nnx.Linear(2 * features, features, dtype=dtype, rngs=rngs)
-        wide = features if kind == "mlp" else 2 * features
-        self.out = nnx.Linear(wide, features, dtype=dtype, rngs=rngs)
+        self.both = Both(features, features, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, features, features, dtype=dtype, rngs=rngs)
+        self.out = linear() if kind == "mlp" else None
 
-    def __call__(self, both: jax.Array) -> jax.Array:
-        if self.hidden is not None:
-            both = self.activation(self.hidden(both))
-        return self.activation(self.out(both))
+    def __call__(self, x, y):
+        combined = self.activation(self.both(x, y))
+        if self.out is not None:
+            combined = self.activation(self.out(combined))
+        leaves, tree = jax.tree.flatten(x)
+        ends = np.cumsum([leaf.shape[-1] for leaf in leaves])
+        return tree.unflatten(jnp.split(combined, ends[:-1], axis=-1))
 
 
 class LFACT(Recurrent):
@@ -207,8 +161,7 @@ class LFACT(Recurrent):
         self.key = vector((hidden_features,), 1.0)
         self.score = vector((max_layers, hidden_features), hidden_features**-0.5)
         self.score_bias = nnx.Param(jnp.zeros(hidden_features))
-        bias = nnx.initializers.constant(halt_bias)
-        self.halt = nnx.Linear(2 * hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
+        self.halt = Both(hidden_features, 1, bias=halt_bias, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> Layers:
         """What the first input finds below: one layer, the cell's carry before any input."""
@@ -245,7 +198,7 @@ class LFACT(Recurrent):
         layers = self.as_layers(state) if initial_state is None else initial_state
         attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])
         final, layers, ponder = unroll_layers(
-            LayerStep(step, self.attend),
+            LayerStep(step, self.attend, masked=self.loop == "scan"),
             (cell, self.combine, attention, self.halt),
             layers,
             inputs,

@@ -7,13 +7,15 @@ anything. A sequence without any target has loss 0.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
 
 from actjax.halting import Ponder
+from actjax.layers import Layers
 
 OVER_TIME = ("sum", "mean")
 
@@ -62,6 +64,31 @@ def softmax_cross_entropy(
     """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return _over_time(_over_targets(loss), mask, over_time)
+
+
+def over_layers(loss: Callable[[Array, Array], Array], layers: Layers, mask: Array) -> Array:
+    """The losses of all layers that ran, added up: float [B] (LFACT 2020, eq 6).
+
+    Args:
+      loss: `(outputs, mask) -> [B]`, the loss of one layer's outputs [B, T, features] where its
+        mask [B, T] says so, say a read-out and `softmax_cross_entropy`, summed over time.
+      layers: the outputs of all layers, states [B, T, L, features]; see `LFACT.layers`.
+      mask: bool [B, T].
+
+    Example:
+      >>> layers = Layers(jnp.array([[[[1.0], [2.0], [0.0]]]]), jnp.array([[2]]))
+      >>> square = lambda outputs, mask: jnp.where(mask, outputs[..., 0] ** 2, 0).sum(1)
+      >>> over_layers(square, layers, jnp.ones((1, 1), bool)).tolist()
+      [5.0]
+    """
+    total = jnp.zeros(mask.shape[0], layers.states.dtype)
+    for n in range(layers.states.shape[2]):
+        ran = mask & layers.present[:, :, n]
+        outputs = layers.states[:, :, n]
+        add = lambda total, *arguments: total + loss(*arguments)  # noqa: E731
+        # No read-out of a layer that nothing in the batch asked for.
+        total = lax.cond(ran.any(), add, lambda total, *_: total, total, outputs, ran)
+    return total
 
 
 def bits_per_character(logits: Array, targets: Array, mask: Array) -> Array:

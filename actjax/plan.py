@@ -104,8 +104,9 @@ def make_plan(
         return SplitStep(step, data.weights, list(map(like, data.state)), list(map(like, x)), first)
 
     split = split_for(lanes)
-    # Lanes that are served from a queue as they come free are all busy until its last sequences.
-    bound = (batch - 1) * time * max_steps // lanes + time * max_steps
+    bound = time * max_steps
+    if lanes < batch:  # lanes that are served from a queue are all busy until its last sequences
+        bound += (batch - 1) * bound // lanes
     if segment is None:
         kept = split.residuals + split.pending
         row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in kept)

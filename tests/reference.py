@@ -71,3 +71,48 @@ def gru_step(w, state, x, first):
     n = np.tanh(a[2 * size :] + r * b[2 * size :])
     h = (1 - z) * n + z * h
     return [h], sigmoid(h @ w["halt"] + w["halt_bias"])
+
+
+def attention_weights(w, query, below, n, *, attend):
+    """alpha of layer n over the layers below (LFACT 2020, eq 5); `below` lists u^1 .. u^N."""
+    c = len(below) if attend == "all" else min(len(below), n)
+    hidden = [sigmoid(w["query"] * query + w["key"] * u + w["score_bias"]) for u in below[:c]]
+    beta = np.array([w["score"][n - 1] @ h for h in hidden])
+    alpha = np.exp(beta - beta.max())
+    return alpha / alpha.sum()
+
+
+def lfact_input(w, cell, below, x, *, max_layers, epsilon, attend):
+    """One input of one example: ``(layers, halts)`` (LFACT 2020, section 3.1, and eq 1)."""
+    layers, halts = [], []
+    query = below[-1]
+    while len(halts) < max_layers:
+        n = len(halts) + 1
+        alpha = attention_weights(w, query, below, n, attend=attend)
+        transmitted = sum(a * u for a, u in zip(alpha, below, strict=False))
+        combined = sigmoid(query @ w["w1"] + transmitted @ w["w2"] + w["b"])
+        (query,), _ = cell(w, [combined], x, first=0)
+        layers.append(query)
+        halts.append(sigmoid(query @ w["wh"] + transmitted @ w["vh"] + w["bh"]))
+        if sum(halts) >= 1 - epsilon:
+            break
+    return layers, halts
+
+
+def lfact(w, cell, starts, xs, *, max_layers, epsilon=0.01, attend="all", lengths=None):
+    """A batch of sequences, each for itself: ``(final, layers, N, R)``; `starts` lists layers."""
+    batch, time = xs.shape[:2]
+    lengths = [time] * batch if lengths is None else lengths
+    steps, remainder = np.zeros((batch, time), int), np.zeros((batch, time))
+    final, outputs = [], []
+    for b in range(batch):
+        below, row = starts[b], []
+        for t in range(lengths[b]):
+            below, halts = lfact_input(
+                w, cell, below, xs[b, t], max_layers=max_layers, epsilon=epsilon, attend=attend
+            )
+            row.append(below)
+            steps[b, t], remainder[b, t] = len(halts), 1 - sum(halts[:-1])
+        final.append(below)
+        outputs.append(row)
+    return final, outputs, steps, remainder

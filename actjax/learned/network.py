@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from actjax.checks import check_choice, check_positive
@@ -161,15 +162,17 @@ class GroupedLSTM(nnx.Module):
 def lstm_gates(z: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The elementwise half of an LSTM: gates z [4 hidden, N] in the order i, f, o, g -> (c, h).
 
-    Its derivative keeps z and c alone and works the gates out again: reading six more arrays back
-    from memory costs more than their arithmetic. Reverse mode only.
+    All four gates come from one tanh, sigmoid(z) being (1 + tanh(z / 2)) / 2, which is one pass
+    over z. Its derivative keeps z and c alone and works the gates out again. Reverse mode only.
     """
     return _lstm_gates(z, cell)[0]
 
 
 def _lstm_gates(z, cell):
-    i, f, o, g = jnp.split(z, 4)
-    i, f, o, g = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(g)
+    half = np.repeat([0.5, 1.0], np.array([3, 1]) * cell.shape[0])[:, None]
+    t = jnp.tanh(z * half.astype(z.dtype))
+    i, f, o, g = jnp.split(t, 4)
+    i, f, o = 0.5 + 0.5 * i, 0.5 + 0.5 * f, 0.5 + 0.5 * o
     after = f * cell + i * g
     squashed = jnp.tanh(after)
     return (after, o * squashed), (i, f, o, g, squashed)

@@ -1,0 +1,137 @@
+"""Encoder and decoder over any of the networks (LFACT 2020, section 3.2).
+
+The encoder reads a sequence; what it carries after the last input is where the decoder starts. The
+paper's decoder is fed the last ground truth, the encoder's last input, at every step; for use
+without it, `Seq2Seq.generate` feeds the decoder what it said itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from actjax.checks import check_lengths, check_positive
+from actjax.halting import Ponder
+from actjax.layers import Layers
+
+
+class Decoded(NamedTuple):
+    """What a decoder says of a batch.
+
+    Attributes:
+      outputs: float ``[B, S, hidden_features]``, for S decoder steps.
+      encoder: the `Ponder` record of the encoder, ``[B, T]``.
+      decoder: the `Ponder` record of the decoder, ``[B, S]``.
+      layers: the outputs of all of the decoder's layers, `Layers` of ``[B, S, L,
+        hidden_features]``; None unless it has layers.
+    """
+
+    outputs: Array
+    encoder: Ponder
+    decoder: Ponder
+    layers: Layers | None = None
+
+    @property
+    def ponder(self) -> Ponder:
+        """Both records, one behind the other, ``[B, T + S]``."""
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), self.encoder, self.decoder)
+
+
+class Seq2Seq(nnx.Module):
+    """A network that reads a sequence and one that writes the next.
+
+    Args:
+      encoder: `RNN`, `Repeat`, `ACT` or `LFACT`.
+      decoder: one of the same kind, cell, size and limit, so that it can go on from the encoder's
+        state. It reads inputs like the encoder's.
+
+    Raises:
+      ValueError: the decoder does not fit the encoder.
+
+    >>> import actjax
+    >>> make = lambda: actjax.ACT(3, 8, max_steps=5, rngs=nnx.Rngs(0))
+    >>> model = Seq2Seq(make(), make())
+    >>> decoded = model(jnp.ones((2, 7, 3)), steps=4)
+    >>> decoded.outputs.shape, decoded.encoder.steps.shape, decoded.ponder.cost.shape
+    ((2, 4, 8), (2, 7), (2, 11))
+    """
+
+    def __init__(self, encoder: nnx.Module, decoder: nnx.Module):
+        shape = lambda m: jax.tree.map(lambda leaf: leaf.shape, m.initial_state(1))  # noqa: E731
+        if shape(encoder) != shape(decoder) or encoder.in_features != decoder.in_features:
+            raise ValueError(
+                "decoder must read and carry on what the encoder does, "
+                f"{encoder.in_features} features into {shape(encoder)}, "
+                f"got {decoder.in_features} into {shape(decoder)}."
+            )
+        self.encoder, self.decoder = encoder, decoder
+        self.hidden_features = decoder.hidden_features
+
+    def __call__(self, xs: Array, *, steps: int, lengths: Array | None = None) -> Decoded:
+        """Decodes with the last ground truth as the input of every step, as in the paper.
+
+        Args:
+          xs: float ``[B, T, in_features]``.
+          steps: S, how many steps to decode.
+          lengths: int ``[B]``, how many inputs of each sequence are real, at least 1; all by
+            default. The last real one is fed to the decoder.
+        """
+        check_positive("steps", steps)
+        state, last, encoder = self._encode(xs, lengths)
+        fed = jnp.broadcast_to(last[:, None], (len(xs), steps, *last.shape[1:]))
+        if hasattr(self.decoder, "layers"):
+            _, layers, decoder = self.decoder.layers(fed, initial_state=state)
+            return Decoded(layers.deepest, encoder, decoder, layers)
+        _, outputs, decoder = self.decoder(fed, initial_state=state)
+        return Decoded(outputs, encoder, decoder)
+
+    def generate(
+        self,
+        xs: Array,
+        feed: Callable[[Array, Array], Array],
+        *,
+        steps: int,
+        key: Array | None = None,
+        lengths: Array | None = None,
+    ) -> tuple[Array, Decoded]:
+        """Decodes freely: what the decoder says at one step is its input at the next.
+
+        Args:
+          xs, steps, lengths: as in `__call__`. The first step is fed the last ground truth.
+          feed: ``(outputs, key) -> inputs``: from the decoder's outputs ``[B, hidden_features]``
+            to its next inputs ``[B, in_features]``, the sampled or the likeliest prediction.
+          key: PRNG key; step s gets ``fold_in(key, s)``. A fixed one by default, for a `feed`
+            that draws nothing.
+
+        Returns:
+          ``(inputs, decoded)``: what was fed after each step, ``[B, S, in_features]``, the
+          predictions, and the `Decoded` record, without layers.
+        """
+        check_positive("steps", steps)
+        key = jax.random.key(0) if key is None else key
+        state, last, encoder = self._encode(xs, lengths)
+
+        def one_step(carry, s):
+            state, fed = carry
+            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state)
+            outputs, ponder = jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
+            fed = feed(outputs, jax.random.fold_in(key, s)).astype(fed.dtype)
+            return (state, fed), (fed, outputs, ponder)
+
+        _, records = lax.scan(one_step, (state, last), jnp.arange(steps))
+        inputs, outputs, decoder = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
+        return inputs, Decoded(outputs, encoder, decoder)
+
+    def _encode(self, xs: Array, lengths: Array | None) -> tuple[Any, Array, Ponder]:
+        """The encoder's last state, each sequence's last input, and the encoder's record."""
+        if lengths is None:
+            state, _, ponder = self.encoder(xs)
+            return state, xs[:, -1], ponder
+        check_lengths(lengths, *xs.shape[:2])
+        if not isinstance(lengths, jax.core.Tracer) and min(lengths) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {min(lengths)}.")
+        state, _, ponder = self.encoder(xs, lengths=lengths)
+        return state, xs[jnp.arange(len(xs)), lengths - 1], ponder
