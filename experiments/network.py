@@ -28,8 +28,17 @@ class Network(nnx.Module):
 
     def __call__(self, inputs: Array, lengths: Array | None = None) -> tuple[Array, Ponder]:
         """Inputs [B, T, D] to logits [B, T, out_features] and the ponder record [B, T]."""
+        return self.with_layers(inputs, lengths)[:2]
+
+    def with_layers(
+        self, inputs: Array, lengths: Array | None = None
+    ) -> tuple[Array, Ponder, actjax.Layers | None]:
+        """As `__call__`, and the outputs of all layers [B, T, L, hidden] of a core that has any."""
+        if isinstance(self.core, actjax.LFACT):
+            _, layers, ponder = self.core.layers(inputs, lengths=lengths)
+            return self.readout(layers.deepest), ponder, layers
         _, outputs, ponder = self.core(inputs, lengths=lengths)
-        return self.readout(outputs), ponder
+        return self.readout(outputs), ponder, None
 
 
 def make_network(options: Options, in_features: int, out_features: int) -> Network:

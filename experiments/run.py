@@ -31,6 +31,7 @@ def train(
     *,
     data: Any = (),
     data_id: str | None = None,
+    score: Any = None,
 ) -> tuple[Network, pathlib.Path]:
     """Trains `network` and returns it with the folder of the run.
 
@@ -39,6 +40,8 @@ def train(
       objective: `(network, batch, tau) -> (loss, metrics)`, metrics with "ponder" among them.
       data: arrays handed to `sample`.
       data_id: what tells this data from any other; a resumed run must have the same.
+      score: `(network, data) -> float`, if the weights that score best are to be kept; looked at
+        with every row of metrics.
     """
     input_size(sample, data)
     controller = make_controller(options)
@@ -57,9 +60,13 @@ def train(
         optimizer,
         control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
     )
+    state = training.init_state(network, optimizer, extra=controller.init())
+    if score is not None:
+        step = training.keep_best(step, score, every=options.log_every)
+        state = training.with_best(state)
     state = training.fit(
         step,
-        training.init_state(network, optimizer, extra=controller.init()),
+        state,
         key=jax.random.key(options.seed),
         steps=options.steps,
         data=data,
@@ -68,12 +75,21 @@ def train(
         checkpoint_every=options.checkpoint_every,
         description=f"{experiment} {label(options)}",
     )
-    return state.model, folder
+    return (state.model if score is None else state.extra.model), folder
 
 
 def input_size(sample: Sample, data: Any = ()) -> int:
     """D of the inputs that `sample` draws; wrong options of a task are refused here, unrun."""
     return jax.eval_shape(sample, jax.random.key(0), data).inputs.shape[-1]
+
+
+def steps_by_step(steps: np.ndarray) -> dict[str, list[float]]:
+    """Mean, maximum and 90th percentile of N_t at each input step, from N [B, T] (LFACT 2020)."""
+    return {
+        "mean": steps.mean(0).round(4).tolist(),
+        "maximum": steps.max(0).tolist(),
+        "percentile_90": np.percentile(steps, 90, axis=0).tolist(),
+    }
 
 
 def make_controller(options: Options) -> budget.TauController:

@@ -1,7 +1,6 @@
 """Sweeps: a grid over models, time penalties and seeds, the members of a model trained together."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,7 +20,6 @@ from actjax.tasks import text
 from actjax.training.metrics import write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
-from experiments.data import load_text
 from experiments.network import make_network
 from experiments.options import Options, as_json, label, parse
 from experiments.smoothing import smooth, solved_at
@@ -31,12 +29,14 @@ TASKS["wikipedia"] = synthetic.Task(
     name="wikipedia",
     presets=wikipedia.PRESETS,
     features=lambda options: (text.SYMBOLS, text.SYMBOLS),
-    sampler=lambda options: functools.partial(_windows, options),
-    objective=lambda options: wikipedia.make_objective(options.over_time),
+    sampler=wikipedia.sampler,
+    objective=wikipedia.make_objective,
     predict=lambda logits: logits.argmax(-1),
-    load=lambda options: text.split(load_text(options.data), options.held_out),
+    load=wikipedia.load,
+    score=wikipedia.validation,
     measure=lambda *arguments: _measure_text(*arguments),
 )
+ADAPTIVE = ("act", "lfact")  # models with a time penalty
 HELD_OUT_BYTES = 100_000  # that measure a member of a sweep on text
 CURVE_POINTS = 120  # of a learning curve in the summary
 SUMMARY = "sweep.json"
@@ -47,10 +47,11 @@ class Grid:
     """A grid of runs. Options of the task itself follow as in `python -m experiments TASK`."""
 
     models: str = "act"
-    """Which models, separated by commas: rnn, act, repeat."""
-    tau: str = "1e-3"
-    """Time penalties of act: numbers separated by commas; 1e-4:1e-1:log for i x 10^-j with i from 1
-    to 9, the grid of Graves 2016; or 1e-4:1e-1:12 for 12 equal ratios."""
+    """Which models, separated by commas: rnn, act, repeat, lfact."""
+    tau: str | None = None
+    """Time penalties of act and lfact, the preset's unless given: numbers separated by commas;
+    1e-4:1e-1:log for i x 10^-j with i from 1 to 9, the grid of Graves 2016; or 1e-4:1e-1:12 for 12
+    equal ratios."""
     repeats: str = "2"
     """Numbers of repeats of repeat, separated by commas."""
     seeds: int = 4
@@ -138,10 +139,13 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
             case "repeat":
                 counts = _numbers("repeats", grid.repeats, int)
                 kinds = [[dataclasses.replace(one, repeats=count)] for count in counts]
-            case "act":
-                kinds = [[dataclasses.replace(one, tau=tau) for tau in taus(grid.tau)]]
+            case "act" | "lfact":
+                penalties = [one.tau] if grid.tau is None else taus(grid.tau)
+                kinds = [[dataclasses.replace(one, tau=tau) for tau in penalties]]
             case _:
-                raise ValueError(f"models holds {model!r}; each must be one of rnn, act, repeat")
+                raise ValueError(
+                    f"models holds {model!r}; each must be one of rnn, act, repeat, lfact"
+                )
         for kind in kinds:
             seeds = range(options.seed, options.seed + grid.seeds)
             groups.append([dataclasses.replace(o, seed=seed) for o in kind for seed in seeds])
@@ -210,11 +214,13 @@ def run_group(
         batching=grid.batching,
         description=f"{task.name} {group_name(options)} x {len(group)}",
     )
+    kept = task.score(options) is not None
+    networks = result.states.extra.model if kept else result.states.model
     if task.measure:
-        found = task.measure(options, result.states.model, measured_on)
+        found = task.measure(options, networks, measured_on)
     else:
         batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
-        found = synthetic.evaluate(task, options, result.states.model, batches=batches)
+        found = synthetic.evaluate(task, options, networks, batches=batches)
     seconds = float(result.history["seconds"][-1])
     rows = [
         member_summary(grid, member, result, index, found[index])
@@ -223,7 +229,7 @@ def run_group(
     if task.example and options.model == "act":
         errors = [(row["evaluation"]["error"], row["evaluation"]["ponder"]) for row in rows]
         best = errors.index(min(errors))
-        rows[best]["examples"] = synthetic.examples(task, options, result.states.model, best)
+        rows[best]["examples"] = synthetic.examples(task, options, networks, best)
     return rows, seconds
 
 
@@ -244,11 +250,16 @@ def make_member(task: synthetic.Task, options: Options):
         control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
     )
 
+    score = task.score(options)
+    if score is not None:
+        train_step = training.keep_best(train_step, score, every=options.log_every)
+
     def make_state(seed: Array, tau: Array) -> training.TrainState:
         network = make_network(dataclasses.replace(options, seed=seed), *task.features(options))
         extra = controller.init()
-        extra = extra._replace(tau=tau) if options.model == "act" else extra
-        return training.init_state(network, optimizer, extra)
+        extra = extra._replace(tau=tau) if options.model in ADAPTIVE else extra
+        state = training.init_state(network, optimizer, extra)
+        return state if score is None else training.with_best(state)
 
     return train_step, make_state
 
@@ -263,13 +274,15 @@ def member_summary(
         for name, values in result.history.items()
     }
     at = solved_at(history["step"], history["accuracy"], grid.solved)
-    act = options.model == "act"
+    act = options.model in ADAPTIVE
+    kept = result.states.extra
+    best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
     stuck = None
     if act:
         steps = float(history["ponder_steps"][-1])
         stuck = budget.halting_advice(steps, max_steps=options.max_steps)
     return {
-        "model": label(options) if options.model != "act" else options.model,
+        "model": group_name(options),
         "tau": options.tau if act else None,
         "ponder_budget": options.ponder_budget if act else None,
         "repeats": options.repeats if options.model == "repeat" else None,
@@ -282,6 +295,7 @@ def member_summary(
         "tau_at_end": float(history["tau"][-1]),
         "advice": stuck,
         "curve": curve(history),
+        "best_update": best_update,
         "evaluation": found,
     }
 
@@ -291,7 +305,16 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
     rows = len(history["step"])
     parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
     thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
-    names = ("accuracy", "bits_per_character", "ponder", "ponder_steps", "loss", "tau")
+    names = (
+        "accuracy",
+        "bits_per_character",
+        "ponder",
+        "ponder_steps",
+        "ponder_max",
+        "loss",
+        "tau",
+    )
+    names += ("validation_max",)
     for name in history.keys() & names:
         thinned[name] = [float(f"{history[name][part].mean():.5g}") for part in parts]
     return thinned
@@ -343,25 +366,22 @@ def _error(found: dict[str, Any]) -> dict[str, str]:
     return {"bits per character": f"{found['bits_per_character']:.4f}"}
 
 
-def _windows(options: wikipedia.Wikipedia, key: Array, data: Array):
-    return text.sample(key, options.batch_size, text=data, window=options.window)
-
-
-def _measure_text(options: wikipedia.Wikipedia, networks, held_out: np.ndarray):
+def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
     """Every member on the start of the held-out text, the best with stretches of it to look at."""
+    start = jax.tree.map(lambda leaf: leaf[: HELD_OUT_BYTES // options.window], test.batch)
     found = []
     for index in range(len(jax.tree.leaves(networks)[0])):
         network = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
-        found.append(wikipedia.evaluate(network, held_out[:HELD_OUT_BYTES], options))
-    if options.model == "act":
+        found.append(wikipedia.evaluate(network, start, options))
+    if options.model in ADAPTIVE:
         best = min(range(len(found)), key=lambda index: found[index]["bits_per_character"])
         network = jax.tree.map(lambda leaf: leaf[best], networks)
-        found[best]["stretches"] = wikipedia.stretches(network, held_out)
+        found[best]["stretches"] = wikipedia.stretches(network, test.text)
     return found
 
 
 def group_name(options: Options) -> str:
-    return "act" if options.model == "act" else label(options)
+    return options.model if options.model in ADAPTIVE else label(options)
 
 
 def set_cpu_devices(count: int):

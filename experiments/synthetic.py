@@ -29,6 +29,8 @@ class Task:
       predict: logits to predictions, comparable with the targets.
       levels: `options -> {difficulty: key -> Batch}` or None; see `evaluation.evaluate`.
       load: `options -> (data to train on, data to measure on)` for a task that is not generated.
+      score: `options -> (network, data) -> float` where the weights that score best on validation
+        data are measured, or None where the last are.
       measure: `(options, networks, data) -> ` a dict a member, in place of `evaluation.evaluate`;
         its "bits_per_character", where there is one, is the task's error.
       example: a batch's row and its predictions in words, for the figures of single sequences.
@@ -42,6 +44,7 @@ class Task:
     predict: Callable[[Array], Array]
     levels: Callable[[Options], dict[int, Callable[[Array], Batch]]] | None = None
     load: Callable[[Options], tuple[Any, Any]] | None = None
+    score: Callable[[Options], Callable[..., Array] | None] = lambda options: None
     measure: Callable[..., list[dict[str, Any]]] | None = None
     example: Callable[..., dict[str, list[str]]] | None = None
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from actjax import losses, training
 from actjax.tasks import text
+from actjax.tasks.batch import Batch
 from experiments import figures, run
 from experiments.data import load_text
 from experiments.network import Network, make_network
@@ -35,8 +36,9 @@ MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
 class Wikipedia(Options):
     """Predict the next byte of Wikipedia, markup and all.
 
-    Presets: demo (a GRU of 128 units on windows of 50 bytes, a minute on two cores) and graves (an
-    LSTM of 1500 units on windows of 500 bytes, as in Graves 2016; for an accelerator).
+    Presets: demo (a GRU of 128 units on windows of 50 bytes, a minute on two cores), lfact (the
+    same on 10,240 windows, as in LFACT 2020) and graves (an LSTM of 1500 units on windows of 500
+    bytes, as in Graves 2016; for an accelerator).
     """
 
     window: int = 50
@@ -45,6 +47,12 @@ class Wikipedia(Options):
     """wikipedia (6 MB, in this repository), enwik8 (downloaded once), or the path of any file."""
     held_out: float = 0.05
     """Fraction at the end of the text which is never trained on and measures the result."""
+    sequences: int = 0
+    """Train on this many windows, drawn once; validate on an eighth as many from the held-out text,
+    keep the weights that do best there, and test on as many others. 0: train on windows from
+    anywhere in the text, and measure the last weights on all of the held-out text."""
+    mu: float = 0.0
+    """Weight of the losses of lfact's intermediate layers."""
 
 
 PRESETS = {
@@ -58,6 +66,20 @@ PRESETS = {
         steps=600,
         log_every=20,
         checkpoint_every=200,
+    ),
+    "lfact": Wikipedia(
+        model="lfact",
+        cell="gru",
+        tau=0.06,
+        max_steps=3,
+        mu=0.1,
+        over_time="mean",
+        batch_size=64,
+        sequences=10_240,
+        learning_rate=2e-3,
+        steps=2400,  # 15 times through the training windows
+        log_every=80,
+        checkpoint_every=160,
     ),
     "graves": Wikipedia(
         cell="lstm",
@@ -97,25 +119,20 @@ def main(argv: list[str]):
 def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
     """One run from start to figures: its summary and its folder."""
     corpus = load_text(options.data)
-    training_text, held_out = text.split(corpus, options.held_out)
-
-    def sample(key, data):
-        return text.sample(key, options.batch_size, text=data, window=options.window)
-
-    run.input_size(sample, training_text)
-    check_held_out(options, held_out.size)
+    data, test = load(options, corpus)
     network = make_network(options, text.SYMBOLS, text.SYMBOLS)
     network, folder = run.train(
         "wikipedia",
         options,
         network,
-        sample,
-        make_objective(options.over_time),
-        data=jnp.asarray(training_text),
+        sampler(options),
+        make_objective(options),
+        data=data,
         data_id=hashlib.sha256(corpus).hexdigest(),
+        score=validation(options),
     )
-    evaluation = evaluate(network, held_out, options)
-    training.write_json(folder / "stretches.json", stretches(network, held_out))
+    evaluation = evaluate(network, test.batch, options)
+    training.write_json(folder / "stretches.json", stretches(network, test.text))
     summary = run.finish("wikipedia", options, folder, evaluation)
     figures.draw(folder)
     return summary, folder
@@ -131,16 +148,92 @@ def check_held_out(options: Wikipedia, size: int):
         )
 
 
-def make_objective(over_time: str):
-    """`(network, batch, tau) -> (loss, metrics)`: cross-entropy and ponder cost (eq 12)."""
+class Data(NamedTuple):
+    """What a run trains on: a text, or pieces of one [N, T + 1] and others to validate with."""
+
+    train: jax.Array
+    validation: jax.Array | None
+
+
+class Test(NamedTuple):
+    """What a run is measured on: windows, and the text that stretches to look at come from."""
+
+    batch: Batch
+    text: np.ndarray
+
+
+def load(options: Wikipedia, corpus: np.ndarray | None = None) -> tuple[Data, Test]:
+    """The text's parts as `options` want them, the same for every seed.
+
+    Raises:
+      ValueError: for a text too short for them.
+    """
+    corpus = load_text(options.data) if corpus is None else corpus
+    begin, held_out = text.split(corpus, options.held_out)
+    check_held_out(options, held_out.size)
+    if not options.sequences:
+        run.input_size(sampler(options), Data(begin, None))
+        batch = text.windows(held_out, options.window, encoding="index")
+        return Data(jnp.asarray(begin), None), Test(batch, held_out)
+    count, window = max(1, options.sequences // 8), options.window
+    for_training, for_others = jax.random.split(jax.random.key(0))
+    pieces = text.draw(for_training, options.sequences, text=begin, window=window, apart=False)
+    others = text.draw(for_others, 2 * count, text=held_out, window=window, apart=True)
+    data = Data(jnp.asarray(pieces), jnp.asarray(others[:count]))
+    return data, Test(text.as_batch(jnp.asarray(others[count:]), encoding="index"), held_out)
+
+
+def sampler(options: Wikipedia):
+    """`(key, Data) -> Batch`."""
+
+    def anywhere(key, data):
+        return text.sample(key, options.batch_size, text=data.train, window=options.window)
+
+    def from_pieces(key, data):
+        rows = jax.random.randint(key, (options.batch_size,), 0, len(data.train))
+        return text.as_batch(data.train[rows])
+
+    return from_pieces if options.sequences else anywhere
+
+
+def validation(options: Wikipedia):
+    """`(network, Data) -> float`, minus the bits per character; None where there is no such set."""
+    if not options.sequences:
+        return None
+
+    def score(network: Network, data: Data):
+        def one_batch(pieces):
+            batch = text.as_batch(pieces)
+            logits, _ = network(batch.inputs)
+            return losses.bits_per_character(logits, batch.targets, batch.mask)
+
+        rows = min(options.batch_size, len(data.validation))
+        count = len(data.validation) // rows
+        pieces = data.validation[: count * rows].reshape(count, rows, -1)
+        return -jax.lax.map(one_batch, pieces).mean()
+
+    return score
+
+
+def make_objective(options: Wikipedia):
+    """`(network, batch, tau) -> (loss, metrics)`: cross-entropy and ponder cost (Graves 2016, eq
+    12), with `mu` those of intermediate layers too (LFACT 2020, eq 6)."""
+    over_time = options.over_time
 
     def objective(network: Network, batch, tau):
-        logits, ponder = network(batch.inputs)
+        logits, ponder, layers = network.with_layers(batch.inputs)
         cross_entropy = losses.softmax_cross_entropy(
             logits, batch.targets, batch.mask, over_time=over_time
         ).mean()
         cost = losses.ponder_cost(ponder.cost, over_time=over_time).mean()
-        return cross_entropy + tau * cost, {
+        loss = cross_entropy + tau * cost
+        if options.mu and layers is not None:
+            read = lambda outputs, mask: losses.softmax_cross_entropy(  # noqa: E731
+                network.readout(outputs), batch.targets, mask
+            )
+            of_layers = losses.over_layers(read, layers, batch.mask).mean()
+            loss += options.mu * of_layers / (options.window if over_time == "mean" else 1)
+        return loss, {
             "bits_per_character": losses.bits_per_character(logits, batch.targets, batch.mask),
             "accuracy": losses.accuracy(logits.argmax(-1), batch.targets, batch.mask),
             **losses.ponder_metrics(ponder),
@@ -149,10 +242,9 @@ def make_objective(over_time: str):
     return objective
 
 
-def evaluate(network: Network, held_out: np.ndarray, options: Wikipedia) -> dict[str, Any]:
-    """Bits per character over the whole held-out text, in windows like those of training."""
+def evaluate(network: Network, batch: Batch, options: Wikipedia) -> dict[str, Any]:
+    """Bits per character over the windows of `batch`, whose inputs are bytes [N, T]."""
     size = options.batch_size
-    batch = text.windows(held_out, options.window, encoding="index")
     count = batch.inputs.shape[0]
     rows = min(size, count)
     starts = np.arange(-(-count // rows)) * rows
@@ -182,6 +274,7 @@ def evaluate(network: Network, held_out: np.ndarray, options: Wikipedia) -> dict
         "ponder_max": float(ponder.max()),
         "ponder_steps": float(steps.mean()),
         "characters": int(count * options.window),
+        "steps_by_step": run.steps_by_step(steps),
         "by_kind": by_kind(np.asarray(batch.inputs), ponder),
     }
 

@@ -51,7 +51,7 @@ def sample(
     _check_window(text.size, window)
     start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
     pieces = text[start + jnp.arange(window + 1)]  # [B, T + 1]
-    return _batch(pieces, encoding)
+    return as_batch(pieces, encoding=encoding)
 
 
 def windows(text: Array, window: int, *, encoding: str = "one_hot") -> Batch:
@@ -75,7 +75,7 @@ def windows(text: Array, window: int, *, encoding: str = "one_hot") -> Batch:
     """
     _check_window(text.size, window)
     start = np.arange((text.size - 1) // window)[:, None] * window
-    return _batch(jnp.asarray(text[start + np.arange(window + 1)]), encoding)
+    return as_batch(jnp.asarray(text[start + np.arange(window + 1)]), encoding=encoding)
 
 
 def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +136,42 @@ def _unpack(packed: bytes) -> bytes:
     return packed
 
 
-def _batch(pieces: Array, encoding: str) -> Batch:
+def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) -> np.ndarray:
+    """Draws pieces of `text` once, for a training or test set of fixed size (LFACT 2020, 4.2).
+
+    Args:
+      key: PRNG key; the pieces are a function of it.
+      count: how many.
+      text: uint8 [n].
+      window: T.
+      apart: whether no two pieces may share a byte to predict; otherwise they may overlap.
+
+    Returns:
+      uint8 [count, T + 1]; see `as_batch`.
+
+    Raises:
+      ValueError: for a text that is too short for so many pieces.
+
+    Example:
+      >>> pieces = draw(jax.random.key(0), 2, text=np.arange(11), window=5, apart=True)
+      >>> sorted(pieces.tolist())
+      [[0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]]
+    """
+    _check_window(text.size, window)
+    if apart:
+        room = (text.size - 1) // window
+        if room < count:
+            raise ValueError(
+                f"text has {text.size} bytes, room for {room} windows of {window} that lie apart; "
+                f"{count} are asked for"
+            )
+        start = np.asarray(jax.random.permutation(key, room)[:count]) * window
+    else:
+        start = np.asarray(jax.random.randint(key, (count,), 0, text.size - window))
+    return text[start[:, None] + np.arange(window + 1)]
+
+
+def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
     """Inputs and targets from pieces of T + 1 bytes: uint8 [B, T + 1]."""
     if encoding not in ENCODINGS:
         raise ValueError(f"encoding is {encoding!r}; it must be one of {', '.join(ENCODINGS)}")

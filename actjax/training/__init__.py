@@ -1,5 +1,8 @@
 """Training: a pure step, many of them in a dispatch, rows of metrics, and checkpoints."""
 
+from actjax.training.best import Best as Best
+from actjax.training.best import keep_best as keep_best
+from actjax.training.best import with_best as with_best
 from actjax.training.checkpoint import Checkpoints as Checkpoints
 from actjax.training.checkpoint import digest as digest
 from actjax.training.fit import NonFiniteError as NonFiniteError
@@ -13,6 +16,7 @@ from actjax.training.step import make_chunk as make_chunk
 from actjax.training.step import make_train_step as make_train_step
 
 __all__ = [
+    "Best",
     "Checkpoints",
     "NonFiniteError",
     "TrainState",
@@ -20,8 +24,10 @@ __all__ = [
     "digest",
     "fit",
     "init_state",
+    "keep_best",
     "make_chunk",
     "make_train_step",
     "read_metrics",
+    "with_best",
     "write_json",
 ]
