@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import Array, lax
 
-from actjax import training
+from actjax import Seq2Seq, training
 from actjax.tasks import prices
 from actjax.tasks.prices import THRESHOLDS
 from actjax.training.metrics import write_atomically
@@ -258,7 +258,10 @@ def make_network(options: Finance, instruments: int) -> Forecaster:
     """The network that `options` describes; its weights are a function of the seed."""
     rngs = nnx.Rngs(jax.random.key(options.seed))
     core = make_core(options, instruments, rngs=rngs)
-    return Forecaster(core, instruments, len(options.thresholds) + 1, rngs=rngs)
+    if options.mode == "seq2seq":
+        core = Seq2Seq(core, make_core(options, instruments, rngs=rngs))
+    classes = len(options.thresholds) + 1
+    return Forecaster(core, instruments, classes, horizon=options.horizon, rngs=rngs)
 
 
 def make_train_step(options: Finance, optimizer) -> training.step.TrainStep:

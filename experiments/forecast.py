@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
-from actjax import LFACT, Layers, Ponder, f1, losses
+from actjax import Layers, Ponder, Seq2Seq, f1, losses
 from actjax.tasks.batch import Batch
 
 MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
@@ -32,16 +32,25 @@ class Forecast(NamedTuple):
 
 
 class Forecaster(nnx.Module):
-    """A recurrent core, and for each of `instruments` a softmax over `classes`."""
+    """A recurrent core, and for each of `instruments` a softmax over `classes`.
 
-    def __init__(self, core: nnx.Module, instruments: int, classes: int, *, rngs: nnx.Rngs):
-        self.core = core
+    The core predicts the next step at every input, or, where it is a `Seq2Seq`, the `horizon` steps
+    behind the inputs.
+    """
+
+    def __init__(
+        self, core: nnx.Module, instruments: int, classes: int, *, horizon: int, rngs: nnx.Rngs
+    ):
+        self.core, self.horizon = core, horizon
         self.instruments, self.classes = instruments, classes
         self.heads = nnx.Linear(core.hidden_features, instruments * classes, rngs=rngs)
 
     def __call__(self, inputs: Array) -> Forecast:
-        """Inputs [B, T, K] to a forecast of every next step."""
-        if isinstance(self.core, LFACT):
+        """Inputs [B, T, K] to a forecast of all prediction steps."""
+        if isinstance(self.core, Seq2Seq):
+            decoded = self.core(inputs, steps=self.horizon)
+            return Forecast(self.read(decoded.outputs), decoded.ponder, decoded.layers)
+        if hasattr(self.core, "layers"):
             _, layers, ponder = self.core.layers(inputs)
             return Forecast(self.read(layers.deepest), ponder, layers)
         _, outputs, ponder = self.core(inputs)
@@ -80,16 +89,10 @@ def make_loss(
 def layer_loss(network: Forecaster, layers: Layers, batch: Batch, *, over_time: str) -> Array:
     """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
 
-    def add_layer(total, states, mask):
-        logits = network.read(states)
-        return total + losses.softmax_cross_entropy(logits, batch.targets, mask)
+    def of_layer(outputs, mask):
+        return losses.softmax_cross_entropy(network.read(outputs), batch.targets, mask)
 
-    total = jnp.zeros(batch.mask.shape[0])
-    for n in range(layers.states.shape[2]):
-        mask = batch.mask & layers.present[:, :, n]
-        states = layers.states[:, :, n]
-        # no heads for a layer that nothing in the batch asked for
-        total = lax.cond(mask.any(), add_layer, lambda total, *_: total, total, states, mask)
+    total = losses.over_layers(of_layer, layers, batch.mask)
     return total if over_time == "sum" else total / batch.mask.sum(1)
 
 

@@ -100,7 +100,7 @@ def test_comparisons_take_members_of_equal_settings(results):
 
 def test_layers_that_ran_are_in_the_loss_and_no_others():
     core = LFACT(2, 4, max_layers=3, halt_bias=-1.0, loop="scan", rngs=nnx.Rngs(0))
-    network = forecast.Forecaster(core, 2, 5, rngs=nnx.Rngs(1))
+    network = forecast.Forecaster(core, 2, 5, horizon=1, rngs=nnx.Rngs(1))
     key = jax.random.key(0)
     rows = jax.random.normal(key, (30, 2))
     batch = prices.sample(key, 3, series=prices.Series(rows, jnp.int32(rows > 0)), window=4)
