@@ -18,7 +18,7 @@ FIGURE_LENGTH = 5  # of the sequences in Graves 2016, figure 10
 class Logic(Options):
     """Apply up to ten binary gates to each vector of a sequence; each result enters the next.
 
-    Presets: cpu (up to 5 gates and 3 vectors, minutes on two cores) and graves (10 gates and 10
+    Presets: cpu (up to 6 gates and 3 vectors, minutes on two cores) and graves (10 gates and 10
     vectors, an LSTM of 128 cells, as in Graves 2016; named paper as well).
     """
 
@@ -45,11 +45,12 @@ PRESETS = {
         hidden=64,
         batch_size=32,
         max_length=3,
-        max_gates=5,
-        max_steps=20,
-        learning_rate=2e-3,
-        steps=8000,
-        log_every=100,
+        max_gates=6,
+        max_steps=10,
+        init="glorot",
+        learning_rate=5e-3,
+        steps=10_000,
+        log_every=50,
         checkpoint_every=1000,
     ),
     "graves": GRAVES,
