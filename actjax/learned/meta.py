@@ -69,6 +69,7 @@ def unroll(
     *,
     second_order: bool = False,
     chunk: int | None = None,
+    drawn: jax.Array | None = None,
 ) -> tuple[Rollout, Curves]:
     """Takes `steps` updates on every problem.
 
@@ -82,12 +83,19 @@ def unroll(
         parameters is the gradient already at hand, so that nothing is evaluated twice.
       chunk: keep only every `chunk`-th state for the backward pass and work out the others again;
         must divide `steps`.
+      drawn: int [M], columns drawn evenly from all N * B. The derivative is then taken through
+        these alone and scaled up: since first-order columns do not see each other that is an
+        unbiased estimate, and for models of many parameters it costs little more than the unroll.
 
     Returns:
       Where the problems stand then, and their curves.
     """
     if chunk is not None and (chunk < 1 or steps % chunk):
         raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}")
+    if drawn is not None:
+        if second_order or optimizer.head is not None or optimizer.network.see_params:
+            raise ValueError("drawn needs first-order derivatives and the plain LSTM optimizer")
+        return _unroll_drawn(optimizer, family, rollout, steps, drawn)
 
     def step(rollout: Rollout, _):
         return optimizer_step(optimizer, family, rollout, second_order=second_order)
@@ -101,6 +109,28 @@ def unroll(
 
     rollout, curves = lax.scan(several, rollout, length=steps // chunk)
     return rollout, jax.tree.map(lambda rows: rows.reshape(steps, -1), curves)
+
+
+def _unroll_drawn(optimizer, family, rollout, steps, drawn):
+    """`unroll` whose derivative goes through the columns `drawn`, which are stepped twice."""
+    constant = LearnedOptimizer(lax.stop_gradient(optimizer.network))
+    share = drawn.shape[0] / rollout.memory.hidden[0].shape[-1]
+
+    def step(carry, _):
+        rollout, memory, moved = carry
+        seen = coordinates(rollout.gradient)[drawn]
+        rollout, curves = optimizer_step(constant, family, rollout)
+        memory, update = optimizer.network(memory, seen)
+        moved = moved + update
+        slope = coordinates(rollout.gradient)[drawn] / share
+        nothing = (moved - lax.stop_gradient(moved)) * lax.stop_gradient(slope)
+        losses = lax.stop_gradient(curves.losses).at[drawn % curves.losses.shape[0]].add(nothing)
+        return (rollout, memory, moved), curves._replace(losses=losses)
+
+    memory = jax.tree.map(lambda columns: columns[:, drawn], rollout.memory)
+    moved = jnp.zeros_like(memory.hidden[0][0])
+    (rollout, _, _), curves = lax.scan(step, (rollout, memory, moved), length=steps)
+    return rollout, curves
 
 
 def optimizer_step(

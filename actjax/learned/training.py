@@ -89,6 +89,7 @@ def make_meta_step(
     window: int = 20,
     second_order: bool = False,
     train_network: bool = True,
+    columns: int | None = None,
     validate_every: int = 800,
     validation_size: int = 1000,
     validation_seed: int = 1,
@@ -105,6 +106,8 @@ def make_meta_step(
         must divide `horizon`.
       second_order: see `meta.unroll`.
       train_network: with False only the halting head learns.
+      columns: coordinates, of all problems in an update, that the derivative goes through; they
+        are drawn anew for each update. See `meta.unroll`; None takes all.
       validate_every: meta-updates between validations; the best parameters are kept.
       validation_size: problems in the fixed validation set.
       validation_seed: draws that set; the run's own seed plays no part in it.
@@ -114,15 +117,21 @@ def make_meta_step(
     if horizon % window:
         raise ValueError(f"window must divide horizon = {horizon}, got {window}")
 
-    def unroll(learned, family, rollout):
+    def unroll(learned, family, rollout, key):
         steps = horizon if objective.whole else window
         chunk = window if objective.whole and window < horizon else None
-        return meta.unroll(learned, family, rollout, steps, second_order=second_order, chunk=chunk)
+        drawn = None
+        if columns is not None:
+            among = rollout.memory.hidden[0].shape[-1]
+            drawn = jax.random.choice(key, among, (min(columns, among),), replace=False)
+        return meta.unroll(
+            learned, family, rollout, steps, second_order=second_order, chunk=chunk, drawn=drawn
+        )
 
-    def loss_fn(learned, family, rollout):
+    def loss_fn(learned, family, rollout, key):
         if not train_network:
             learned = meta.LearnedOptimizer(lax.stop_gradient(learned.network), learned.head)
-        rollout, curves = unroll(learned, family, rollout)
+        rollout, curves = unroll(learned, family, rollout, key)
         loss, metrics = objective.cost(*curves)
         return loss, (lax.stop_gradient(rollout), metrics)
 
@@ -142,7 +151,7 @@ def make_meta_step(
         windows = 1 if objective.whole else horizon // window
         rollout = lax.cond(state.step % windows == 0, fresh, lambda: extra.rollout)
         (loss, (rollout, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.model, family, rollout
+            state.model, family, rollout, jax.random.fold_in(key, 1)
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)

@@ -22,20 +22,21 @@ class MNISTOptions(LearnedOptions):
 
 DEMO = MNISTOptions(
     batch_size=1,
-    steps=500,
-    validate_every=50,
+    columns=1000,
+    steps=3000,
+    validate_every=250,
     validation_size=4,
     test_size=16,
     test_steps=100,
     tuning_size=8,
-    learning_rate=1e-2,
-    log_every=10,
-    checkpoint_every=50,
+    learning_rate=5e-3,
+    log_every=50,
+    checkpoint_every=250,
 )
 PRESETS = {
     "demo": DEMO,
     "paper": dataclasses.replace(
-        DEMO, data="download", batch_size=4, steps=20_000, validate_every=500, learning_rate=3e-3
+        DEMO, data="download", batch_size=4, columns=4000, steps=20_000, validate_every=500
     ),
 }
 

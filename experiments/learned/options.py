@@ -58,6 +58,8 @@ class LearnedOptions:
     """Updates taken on a problem in training."""
     window: int = 20
     """Steps between truncations of the gradient (lstm), or between kept states (act)."""
+    columns: int = 0
+    """Coordinates, drawn anew, that a meta-gradient goes through (lstm); 0 takes all."""
     second_order: bool = False
     """Differentiate through the gradients of the problems."""
     learning_rate: float = 3e-3
@@ -143,6 +145,8 @@ def check(config: LearnedOptions):
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
     if not 0 < config.nu < 1:
         raise ValueError(f"nu is {config.nu}; it must be above 0 and below 1")
+    if config.columns < 0:
+        raise ValueError(f"columns is {config.columns}; it must not be negative")
     if config.time_penalty < 0 or config.gap_weight < 0 or config.head_width < 0:
         raise ValueError("time_penalty, gap_weight and head_width must not be negative")
     if config.seed < 0:

@@ -52,6 +52,7 @@ def train(
         window=options.window,
         second_order=options.second_order,
         train_network=options.train_network or options.optimizer == "lstm",
+        columns=options.columns or None,
         validate_every=options.validate_every,
         validation_size=options.validation_size,
     )
