@@ -369,10 +369,11 @@ def _error(found: dict[str, Any]) -> dict[str, str]:
 def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
     """Every member on the start of the held-out text, the best with stretches of it to look at."""
     start = jax.tree.map(lambda leaf: leaf[: HELD_OUT_BYTES // options.window], test.batch)
+    test = test._replace(batch=start)
     found = []
     for index in range(len(jax.tree.leaves(networks)[0])):
         network = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
-        found.append(wikipedia.evaluate(network, start, options))
+        found.append(wikipedia.measure(network, test, options))
     if options.model in ADAPTIVE:
         best = min(range(len(found)), key=lambda index: found[index]["bits_per_character"])
         network = jax.tree.map(lambda leaf: leaf[best], networks)

@@ -131,7 +131,7 @@ def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
         data_id=hashlib.sha256(corpus).hexdigest(),
         score=validation(options),
     )
-    evaluation = evaluate(network, test.batch, options)
+    evaluation = measure(network, test, options)
     training.write_json(folder / "stretches.json", stretches(network, test.text))
     summary = run.finish("wikipedia", options, folder, evaluation)
     figures.draw(folder)
@@ -156,10 +156,17 @@ class Data(NamedTuple):
 
 
 class Test(NamedTuple):
-    """What a run is measured on: windows, and the text that stretches to look at come from."""
+    """What a run is measured on.
+
+    Attributes:
+      batch: windows of bytes never trained on.
+      text: what stretches to look at come from.
+      others: "train" and "validation" windows, as many, if there are such sets.
+    """
 
     batch: Batch
     text: np.ndarray
+    others: dict[str, Batch]
 
 
 def load(options: Wikipedia, corpus: np.ndarray | None = None) -> tuple[Data, Test]:
@@ -174,13 +181,15 @@ def load(options: Wikipedia, corpus: np.ndarray | None = None) -> tuple[Data, Te
     if not options.sequences:
         run.input_size(sampler(options), Data(begin, None))
         batch = text.windows(held_out, options.window, encoding="index")
-        return Data(jnp.asarray(begin), None), Test(batch, held_out)
+        return Data(jnp.asarray(begin), None), Test(batch, held_out, {})
     count, window = max(1, options.sequences // 8), options.window
     for_training, for_others = jax.random.split(jax.random.key(0))
     pieces = text.draw(for_training, options.sequences, text=begin, window=window, apart=False)
     others = text.draw(for_others, 2 * count, text=held_out, window=window, apart=True)
+    batch = lambda chosen: text.as_batch(jnp.asarray(chosen), encoding="index")  # noqa: E731
+    seen = {"train": batch(pieces[:count]), "validation": batch(others[:count])}
     data = Data(jnp.asarray(pieces), jnp.asarray(others[:count]))
-    return data, Test(text.as_batch(jnp.asarray(others[count:]), encoding="index"), held_out)
+    return data, Test(batch(others[count:]), held_out, seen)
 
 
 def sampler(options: Wikipedia):
@@ -240,6 +249,14 @@ def make_objective(options: Wikipedia):
         }
 
     return objective
+
+
+def measure(network: Network, test: Test, options: Wikipedia) -> dict[str, Any]:
+    """`evaluate` on the test windows, with N_t by step for the others too."""
+    found = evaluate(network, test.batch, options)
+    parts = {name: evaluate(network, batch, options) for name, batch in test.others.items()}
+    of_all = {**parts, "test": found}
+    return found | {"steps_by_step": {name: part["steps_by_step"] for name, part in of_all.items()}}
 
 
 def evaluate(network: Network, batch: Batch, options: Wikipedia) -> dict[str, Any]:
