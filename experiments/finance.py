@@ -84,8 +84,10 @@ PAPER = {  # what section 4.1 says
     "learning_rate": 5e-4,
 }
 PRESETS = {
-    "demo": Finance(**PAPER, batch_size=32, steps=300, log_every=50, instance="2"),
-    "cpu": Finance(**PAPER, batch_size=32, steps=1500, log_every=50, seeds=3),
+    "demo": Finance(
+        **PAPER, batch_size=32, steps=300, log_every=50, checkpoint_every=100, instance="2"
+    ),
+    "cpu": Finance(**PAPER, batch_size=32, steps=1200, log_every=50, checkpoint_every=200, seeds=3),
     "paper": Finance(
         **PAPER,
         batch_size=128,
