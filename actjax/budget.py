@@ -93,7 +93,7 @@ def hold(
     min_tau: float = 1e-6,
     max_tau: float = 1.0,
     integral: float = 5e-3,
-    proportional: float = 1.0,
+    proportional: float = 5.0,
     window: int = 50,
 ) -> TauController:
     """Holds the mean ponder cost at a budget: tau rises while it is above and falls while below.
@@ -112,7 +112,9 @@ def hold(
       tau: the value to start from, which the result should not depend on.
       min_tau, max_tau: limits on tau.
       integral: gain on the error at each update; 5e-3 moves tau by up to a factor of e in 200.
-      proportional: gain on the change of the error; it damps the integral's overshoot.
+      proportional: gain on the change of the error. A network follows tau over some 1000 updates,
+        and proportional / integral, 1000 updates as well, cancels that delay: with much less of it
+        tau is still far up when the ponder arrives at the budget, and the ponder falls through it.
       window: number of updates over which the ponder is averaged.
 
     Raises:

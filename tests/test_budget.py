@@ -17,11 +17,12 @@ def plant(ponder, tau, key, *, exponent=0.4, speed=0.01, noise=0.2):
     return ponder + speed * (level - ponder) + noise * speed * jax.random.normal(key)
 
 
-@functools.partial(jax.jit, static_argnames=("controller", "updates"))
-def simulate(controller, state, ponder, *, updates):
+@functools.partial(jax.jit, static_argnames=("controller", "updates", "speed"))
+def simulate(controller, state, ponder, *, updates, speed=0.01):
     def update(carry, index):
         state, ponder = carry
-        ponder = plant(ponder, state.tau, jax.random.fold_in(jax.random.key(0), index))
+        key = jax.random.fold_in(jax.random.key(0), index)
+        ponder = plant(ponder, state.tau, key, speed=speed)
         state = controller.update(state, ponder)
         return (state, ponder), (ponder, state.tau)
 
@@ -37,6 +38,16 @@ def test_hold_reaches_its_budget_from_any_tau(target, tau):
     np.testing.assert_allclose(ponder[-2000:].mean(), target, rtol=0.02)
     assert ponder[-2000:].std() < 0.05 * target
     assert taus.min() >= 1e-6 * 0.999 and taus.max() <= 1.001
+
+
+@pytest.mark.parametrize("tau", [1e-5, 1e-1])
+def test_hold_does_not_overshoot_where_the_network_is_slow(tau):
+    """A network that has solved its task has no reason to ponder more again."""
+    controller = budget.hold(3.0, tau=tau)
+    start = (controller.init(), jnp.asarray(4.0))
+    _, (ponder, _) = simulate(controller, *start, updates=10_000, speed=1e-3)
+    assert ponder.min() > 2.7
+    np.testing.assert_allclose(ponder[-4000:], 3.0, rtol=0.1)
 
 
 def test_hold_stops_at_its_limits_and_comes_back():
