@@ -59,8 +59,11 @@ class Finance(Options):
     """Length of the validation period, right after it."""
     test: int = 125
     """Length of the test period, right after that; each instance begins this much later."""
+    train_on: int | None = None
+    """Train on only that many rows, the last of the training period, all of which still sets the
+    borders of the classes. Default: on all."""
     unit: Literal["rows", "weeks"] = "rows"
-    """What those lengths count."""
+    """What the lengths of the periods count."""
     thresholds: tuple[float, ...] = THRESHOLDS
     """Borders between classes, in standard deviations of the training period."""
     instances: int = 3
@@ -139,15 +142,7 @@ def train(options: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]
     found = load_prices(options.prices)
     splits = make_splits(options, found)
     wanted = range(len(splits)) if options.instance == "all" else [int(options.instance)]
-    ready = {
-        place: prices.prepare(
-            found,
-            splits[place],
-            **window_options(options),
-            thresholds=options.thresholds,
-        )
-        for place in wanted
-    }
+    ready = {place: prepare(options, found, splits[place]) for place in wanted}
     set_cpu_devices(options.cpu_devices)
     folder = options.out or pathlib.Path("runs") / "finance" / name(options)
     config = settings(options) | {"data_sha256": hashlib.sha256(found.values.tobytes()).hexdigest()}
@@ -205,6 +200,18 @@ def make_splits(options: Finance, found: prices.Prices) -> list[prices.Split]:
         instances=options.instances,
         unit=options.unit,
     )
+
+
+def prepare(options: Finance, found: prices.Prices, split: prices.Split) -> prices.Instance:
+    windows = window_options(options)
+    instance = prices.prepare(found, split, **windows, thresholds=options.thresholds)
+    if options.train_on is None:
+        return instance
+    least, most = sum(prices.steps(**windows)), len(instance.train.classes)
+    if not least <= options.train_on <= most:
+        raise ValueError(f"train_on is {options.train_on}; it must be {least} to {most} rows")
+    last = jax.tree.map(lambda leaf: leaf[-options.train_on :], instance.train)
+    return instance._replace(train=last)
 
 
 def window_options(options: Finance) -> dict[str, Any]:
@@ -325,7 +332,8 @@ def member_summary(
         "seed": member.seed,
         "tau": None if options.model == "rnn" else options.tau,
         "mu": layer_weight(options) if options.model == "lfact" else None,
-        "training_length": options.train,
+        "train_on": options.train_on,
+        "training_rows": len(instance.train.classes),
         "periods": {part: dates(found, getattr(split, part)) for part in PERIODS},
         "updates": int(result.history["step"][-1]),
         "diverged": bool(result.diverged[index]),
@@ -374,6 +382,8 @@ def name(options: Finance) -> str:
         words.append(f"tau{options.tau:g}")
     if layer_weight(options):
         words.append(f"mu{options.mu:g}")
+    if options.train_on is not None:
+        words.append(f"train_on{options.train_on}")
     return "-".join(words)
 
 

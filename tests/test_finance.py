@@ -40,7 +40,7 @@ def results(closes, tmp_path_factory):
     """The folder of the results of two runs, and of two made of them at other settings."""
     folder = tmp_path_factory.mktemp("results")
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    for model, other in (("rnn", {"training_length": 20}), ("lfact", {"mu": 0})):
+    for model, other in (("rnn", {"train_on": 20, "training_rows": 20}), ("lfact", {"mu": 0})):
         path = folder / "finance" / f"{model}.json"
         options = ["--model", model, "--preset", "cpu", "--seeds", "2", "--results", str(path)]
         assert run(closes, folder / "runs" / model, *options) == 0
@@ -131,6 +131,7 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
         (["--instance", "3"], "instance is '3'; it must be all or one of 0, 1, 2"),
         (["--seeds", "0"], "seeds is 0; it must be at least 1"),
         (["--mu", "-1"], "mu is -1.0; it must not be negative"),
+        (["--train-on", "20"], "train_on is 20; it must be 21 to 1000 rows"),
         (["--train", "5000"], "need 5500"),
         (["--thresholds", "1", "0"], "thresholds are (1.0, 0.0); they must be ascending"),
         (["--prices", "nowhere.csv"], "data file 'nowhere.csv' cannot be read"),
