@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from experiments import run
-from experiments.plots import fojo, graves, lfact
+from experiments.plots import fojo, graves, language, lfact
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 TASKS = ("parity", "logic", "addition", "sort", "wikipedia")
@@ -68,6 +68,13 @@ FIGURES = {
         graves.stretches,
         {"wikipedia": "Graves 23 and 24"},
         "ponder, loss and entropy along text",
+    ),
+    "bits": Figure(language.bits, {"wikipedia": "LFACT 4a"}, "bits per character by model"),
+    "layers": Figure(
+        language.layers, {"wikipedia": "LFACT 4c"}, "layers and validation during training"
+    ),
+    "layers_by_step": Figure(
+        language.layers_by_step, {"wikipedia": "LFACT 8"}, "layers at each character"
     ),
     "act": Figure(
         fojo.act, {"parity": "Fojo 6.4", "addition": "Fojo 6.6"}, "accuracy and ponder with ACT"

@@ -18,10 +18,10 @@ THOUSANDS = matplotlib.ticker.FuncFormatter(
 
 
 def groups(members: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Members by model and setting, in the order plain, Repeat, ACT by falling tau."""
+    """Members by model and setting, in the order plain, Repeat, ACT and LFACT by falling tau."""
 
     def order(member):
-        model = 0 if member["model"] == "rnn" else 1 if member["repeats"] else 2
+        model = {"rnn": 0, "act": 2, "lfact": 3}.get(member["model"], 1)
         return model, member["repeats"] or 0, -(member["tau"] or 0)
 
     found = {}
@@ -37,7 +37,8 @@ def name(member: dict[str, Any]) -> str:
         return f"repeat {member['repeats']}"
     if member["ponder_budget"]:
         return f"budget {member['ponder_budget']:g} from τ {member['tau']:g}"
-    return f"τ {member['tau']:g}"
+    layered = "LFACT " if member["model"] == "lfact" else ""
+    return f"{layered}τ {member['tau']:g}"
 
 
 def colors(names) -> dict[str, Any]:

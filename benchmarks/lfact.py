@@ -1,0 +1,126 @@
+"""What a training step of LFACT costs beside ACT's and the plain network's, at equal mean ponder.
+
+    python benchmarks/lfact.py [--out benchmarks/results/lfact-cpu.json]
+
+Bytes of Wikipedia as in LFACT 2020, section 4.2 (B 64, T 50, GRU 128, softmax 256; forward,
+backward and Adam). The bias of the halting unit is set so that the mean N is the row's; `mu` adds
+the losses of intermediate layers. L is varied at the same N: only the layers used should cost.
+"""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from timing import machine, seconds_each
+
+from actjax import training
+from experiments import run, wikipedia
+from experiments.network import Network, make_network
+
+PONDERS = (1.05, 1.5, 2.0, 3.0)
+LIMITS = (3, 5, 10)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--window", type=int, default=50)
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    rows = measure(arguments)
+    print(f"{'model':8} {'L':>3} {'mu':>5} {'mean N':>7} {'ms':>8} {'/ ACT':>6}")
+    for row in rows:
+        ratio = f"{row['over_act']:6.2f}" if "over_act" in row else ""
+        print(
+            f"{row['model']:8} {row['limit'] or '':>3} {row['mu']:5.2f} {row['ponder_steps']:7.2f} "
+            f"{row['ms']:8.1f} {ratio}"
+        )
+    if arguments.out:
+        record = {"arguments": vars(arguments), **run.environment(), **machine(), "rows": rows}
+        with open(arguments.out, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+def measure(arguments) -> list[dict]:
+    options = {
+        "cell": "gru",
+        "hidden": arguments.hidden,
+        "batch_size": arguments.batch_size,
+        "window": arguments.window,
+        "over_time": "mean",
+    }
+    make = lambda **more: wikipedia.Wikipedia(**options, **more)  # noqa: E731
+    rows = [timed(make(model="rnn"), None)]
+    for ponder in PONDERS:
+        for limit in LIMITS:
+            if ponder >= limit:
+                continue
+            act = timed(make(model="act", max_steps=limit), ponder)
+            rows.append(act)
+            for mu in (0.0, 0.1):
+                row = timed(make(model="lfact", max_steps=limit, mu=mu), ponder)
+                rows.append(row | {"over_act": row["ms"] / act["ms"]})
+    return rows
+
+
+def timed(options: wikipedia.Wikipedia, ponder: float | None) -> dict:
+    corpus = jax.random.randint(jax.random.key(0), (100_000,), 0, 256, jnp.uint8)
+    data = wikipedia.Data(corpus, None)
+    network = make_network(options, 256, 256)
+    if ponder is not None:
+        network = at_ponder(network, ponder, wikipedia.sampler(options)(jax.random.key(1), data))
+    optimizer = optax.adam(0.0)  # so that the ponder stays where it was set
+    objective = wikipedia.make_objective(options)
+    step = training.make_train_step(
+        wikipedia.sampler(options), lambda n, batch: objective(n, batch, 0.01), optimizer
+    )
+    state, found = training.init_state(network, optimizer), {}
+
+    @jax.jit
+    def updates(state, count):
+        def one(_, carry):
+            state, _ = carry
+            return step(state, jax.random.fold_in(jax.random.key(2), state.step), data)
+
+        metrics = jax.eval_shape(step, state, jax.random.key(2), data)[1]
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+        return jax.lax.fori_loop(0, count, one, (state, blank))
+
+    def call(count):
+        _, metrics = updates(state, count)
+        found["ponder_steps"] = metrics["ponder_steps"]
+        return metrics
+
+    seconds = seconds_each(call, target=0.5)
+    return {
+        "model": options.model,
+        "limit": None if ponder is None else options.max_steps,
+        "mu": options.mu,
+        "ms": 1e3 * seconds,
+        "ponder_steps": float(found["ponder_steps"]),
+    }
+
+
+def at_ponder(network: Network, ponder: float, batch) -> Network:
+    """The network with the bias of its halting unit such that the mean N is about `ponder`."""
+    halt = getattr(network.core.halt, "primary", network.core.halt)
+    halt.kernel = nnx.Param(3 * halt.kernel[...])  # so that inputs differ in N
+
+    @jax.jit
+    def mean_steps(network):
+        return network(batch.inputs)[1].steps.mean()
+
+    low, high = -8.0, 12.0
+    for _ in range(16):
+        middle = (low + high) / 2
+        halt.bias = nnx.Param(jnp.full(1, middle))
+        low, high = (middle, high) if mean_steps(network) > ponder else (low, middle)
+    return network
+
+
+if __name__ == "__main__":
+    main()

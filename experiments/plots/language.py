@@ -1,0 +1,87 @@
+"""The Wikipedia figures of LFACT 2020, drawn from the summary of one sweep over its models."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.plots.style import PLAIN, THOUSANDS, mean_and_error, mean_curve, plt, save
+
+MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
+
+
+def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
+    """Bits per character of each model and its change over the plain network (figure 4a)."""
+    found = _by_model(summary)
+    if "lfact" not in found or len(found) < 2:
+        return False
+    scores = {m: [x["evaluation"]["bits_per_character"] for x in found[m]] for m in found}
+    figure, axes = plt.subplots(figsize=(4.6, 3.6))
+    for place, (model, values) in enumerate(scores.items()):
+        mean, error = mean_and_error(values)
+        axes.bar(place, mean, yerr=error, color=MODELS[model][1], alpha=0.75, capsize=4, width=0.65)
+        axes.plot([place] * len(values), values, "k.", markersize=4)
+        note = f"{mean:.3f}"
+        if model != "rnn" and "rnn" in scores:
+            note += f"\n{mean / np.mean(scores['rnn']) - 1:+.1%}"
+        axes.annotate(note, (place, mean / 2), ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(scores)), [MODELS[model][0] for model in scores])
+    axes.set_ylabel("bits per character, test windows")
+    return save(figure, path)
+
+
+def layers(summary: dict[str, Any], path: pathlib.Path) -> bool:
+    """Mean N and the mean of a row's largest N + R, during training (figure 4c)."""
+    found = _by_model(summary)
+    if "lfact" not in found:
+        return False
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for model in found.keys() - {"rnn"}:
+        label, color = MODELS[model]
+        for key, style, what in (
+            ("ponder_steps", "-", "mean N"),
+            ("ponder_max", ":", "most N + R"),
+        ):
+            steps, mean = mean_curve(found[model], key)
+            left.plot(steps, mean, style, color=color, label=f"{label}, {what}")
+    for model in found:
+        steps, mean = mean_curve(found[model], "validation_max")
+        right.plot(steps, -mean, color=MODELS[model][1], label=MODELS[model][0])
+    left.set_ylabel("ponder in training")
+    right.set_ylabel("bits per character, validation")
+    right.set_ylim(top=-mean_curve(found["lfact"], "validation_max")[1][1])
+    for axes in (left, right):
+        axes.set_xlabel("updates")
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        axes.legend(fontsize="small")
+    return save(figure, path)
+
+
+def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
+    """N_t of LFACT at each step: mean, 90th percentile and maximum (figure 8)."""
+    found = _by_model(summary).get("lfact")
+    if not found or "train" not in found[0]["evaluation"].get("steps_by_step", {}):
+        return False
+    records = [member["evaluation"]["steps_by_step"] for member in found]
+    figure, panels = plt.subplots(1, len(records[0]), figsize=(12, 2.9), sharey=True)
+    for axes, period in zip(panels, records[0], strict=True):
+        rows = {
+            name: np.array([record[period][name] for record in records])
+            for name in ("mean", "maximum", "percentile_90")
+        }
+        x = np.arange(1, rows["mean"].shape[1] + 1)
+        axes.bar(x, rows["maximum"].max(0), color="#f3c1bd", label="maximum")
+        axes.bar(x, rows["percentile_90"].mean(0), color="tab:red", width=0.45, label="90 %")
+        axes.plot(x, rows["mean"].mean(0), color="k", label="mean")
+        axes.set_title(period, fontsize=10)
+        axes.set_xlabel("character of the window")
+    panels[0].set_ylabel(r"$N_t$ of LFACT")
+    panels[0].legend(fontsize="small")
+    return save(figure, path)
+
+
+def _by_model(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Members by model, in the order of `MODELS`; none where the sweep validated nothing."""
+    members = [m for m in summary["members"] if "validation_max" in m["curve"]]
+    found = {model: [m for m in members if m["model"] == model] for model in MODELS}
+    return {model: here for model, here in found.items() if here}
