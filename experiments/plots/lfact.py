@@ -77,10 +77,11 @@ def f1(members: Members, path: pathlib.Path) -> bool:
         for axes in (top, bottom):
             axes.set_xticks(range(len(instances)), [f"INS{i + 1}" for i in instances])
         top.set_title(TASKS.get(task, task), fontsize=10)
+        top.set_ylim(top=1.4 * top.get_ylim()[1])  # room for the legend
         bottom.axhline(0, color="k", linewidth=0.8)
     panels[0, 0].set_ylabel("test F1")
     panels[1, 0].set_ylabel("change of F1 over the RNN (%)")
-    panels[0, -1].legend(fontsize="small", loc="lower right")
+    panels[0, -1].legend(fontsize="small", loc="upper right", ncols=2)
     return save(figure, path)
 
 
@@ -129,11 +130,11 @@ def steps(members: Members, path: pathlib.Path) -> bool:
                 mean = _steps(others, period)["mean"].mean(0)
                 axes.plot(x, mean, color="tab:blue", linestyle="--", label="ACT, mean")
             axes.set_title(f"{TASKS.get(task, task)}: {period}", fontsize=9)
-            axes.set_ylim(0, None)
+            axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend
         row[0].set_ylabel(r"$N_t$")
     for axes in panels[-1]:
         axes.set_xlabel("step")
-    panels[0, 0].legend(fontsize=7)
+    panels[0, 0].legend(fontsize=7, loc="upper right", ncols=2)
     return save(figure, path)
 
 
