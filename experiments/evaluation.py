@@ -79,15 +79,22 @@ def by_difficulty(difficulty: np.ndarray, **values: np.ndarray) -> list[dict[str
 
 
 def slope(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    """Least-squares slope of ponder against difficulty, and its standard error."""
+    """Least-squares slope of ponder against difficulty, and its standard error.
+
+    The error is that of the fit; two difficulties leave it no residual, and it is then that of the
+    two means.
+    """
     x = np.array([row["difficulty"] for row in rows], float)
     y = np.array([row["ponder"] for row in rows])
-    if len(x) < 3:
+    if len(x) < 2:
         return None
     centred = x - x.mean()
     value = (centred * y).sum() / (centred**2).sum()
-    residual = y - y.mean() - value * centred
-    error = np.sqrt((residual**2).sum() / (len(x) - 2) / (centred**2).sum())
+    if len(x) == 2:
+        error = np.hypot(*(row["ponder_standard_error"] for row in rows)) / (x[1] - x[0])
+    else:
+        residual = y - y.mean() - value * centred
+        error = np.sqrt((residual**2).sum() / (len(x) - 2) / (centred**2).sum())
     return {"value": float(value), "standard_error": float(error)}
 
 
