@@ -49,9 +49,16 @@ class Softmax:
     def log_posterior(self, scores):
         return log_posterior(jnp.cumsum(scores, axis=-1), self.prior)
 
-    def objective(self, scores, log_likelihood):
+    def objective(self, scores, log_likelihood, horizons="all"):
         logits = jnp.cumsum(scores, axis=-1)
-        return elbo(logits, log_likelihood, self.prior, kl_weight=self.kl_weight, bound=self.bound)
+        return elbo(
+            logits,
+            log_likelihood,
+            self.prior,
+            kl_weight=self.kl_weight,
+            bound=self.bound,
+            horizons=horizons,
+        )
 
     def gap(self, scores, log_likelihood):
         """KL(q || q*) to the best posterior for these loss curves, nats."""

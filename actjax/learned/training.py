@@ -18,6 +18,7 @@ from jax import lax
 
 from actjax.checks import check_positive
 from actjax.learned import meta
+from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
 from actjax.training.state import TrainState, init_state
 
@@ -34,34 +35,51 @@ class MetaExtra(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a batch of curves costs: `(losses [S, B], scores [S, B]) -> (loss [], metrics)`."""
+    """What a batch of curves costs: `(losses [S, B], scores [S, B], key) -> (loss [], metrics)`.
 
-    cost: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    The key is for objectives that draw something; without one, as in validation, they are exact.
+    """
+
+    cost: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     whole: bool  # whether it must see the whole horizon at once
 
 
 def summed_loss() -> Objective:
     """The sum over steps of the mean loss over problems (June eqs 1 and 19)."""
 
-    def cost(losses, scores):
-        del scores
+    def cost(losses, scores, key=None):
+        del scores, key
         return losses.mean(-1).sum(), {"final_loss": losses[-1].mean()}
 
     return Objective(cost, whole=False)
 
 
-def halting_objective(posterior, *, gap_weight: float = 0.0) -> Objective:
+def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "all") -> Objective:
     """Minus the mean of the posterior's objective over problems (June eq 22).
 
     Args:
       posterior: one of `heads`.
       gap_weight: adds this times KL(q || q*), q* being the best posterior for the curves as they
-        are, without a gradient through them. It trains the head directly.
+        are, without a gradient through them. It trains the head directly. Graves' rule has no q*.
+      horizons: "all" sums over p(T) exactly; "sample" draws one T a problem, as the papers do, an
+        unbiased estimate of that sum. Only the softmax has a prior over T.
     """
+    if horizons not in ("all", "sample"):
+        raise ValueError(f"horizons must be all or sample, got {horizons!r}")
+    if horizons == "sample" and not (isinstance(posterior, Softmax) and posterior.bound == "act"):
+        raise ValueError(
+            f'horizons="sample" needs the softmax posterior\'s act bound, got {posterior!r}'
+        )
+    if gap_weight and isinstance(posterior, Graves):
+        raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}")
 
-    def cost(losses, scores):
+    def cost(losses, scores, key=None):
         gain, scores = -losses.T, scores.T
-        value = posterior.objective(scores, gain).mean()
+        if horizons == "sample" and key is not None:
+            drawn = posterior.prior.over(losses.shape[0]).sample(key, losses.shape[1:])
+            value = posterior.objective(scores, gain, drawn).mean()
+        else:
+            value = posterior.objective(scores, gain).mean()
         log_q = posterior.log_posterior(scores)
         q, steps = jnp.exp(log_q), jnp.arange(1, losses.shape[0] + 1)
         metrics = {
@@ -131,8 +149,9 @@ def make_meta_step(
     def loss_fn(learned, family, rollout, key):
         if not train_network:
             learned = meta.LearnedOptimizer(lax.stop_gradient(learned.network), learned.head)
-        rollout, curves = unroll(learned, family, rollout, key)
-        loss, metrics = objective.cost(*curves)
+        key_columns, key_horizons = jax.random.split(key)
+        rollout, curves = unroll(learned, family, rollout, key_columns)
+        loss, metrics = objective.cost(*curves, key_horizons)
         return loss, (lax.stop_gradient(rollout), metrics)
 
     def validate(learned, family):

@@ -112,6 +112,7 @@ def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, 
     fixed = losses.mean(0) + price * jnp.arange(1, horizon + 1)
     constant = int(jnp.argmin(fixed)) + 1
     order = found["difficulty"]
+    shown = np.quantile(np.arange(min(len(order), 200)), (0.05, 0.5, 0.95)).astype(int)
     return {
         "posterior_mean_over_problems": q.mean(0).tolist(),
         "steps": {
@@ -137,7 +138,7 @@ def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, 
         "sample": {
             "steps": np.asarray(steps[:2000]).tolist(),
             "difficulty": order[:2000].tolist(),
-            "posteriors": q[np.argsort(order[:200])[[10, 100, 190]]].tolist(),
+            "posteriors": q[np.argsort(order[:200])[shown]].tolist(),
         },
     }
 

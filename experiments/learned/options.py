@@ -43,6 +43,8 @@ class LearnedOptions:
     """Price of a step under Graves' rule."""
     gap_weight: float = 0.0
     """Weight of KL(q || q*) to the best posterior in hindsight, beside the papers' objective."""
+    horizons: Literal["all", "sample"] = "all"
+    """Sum over the horizons T exactly, or draw one a problem (softmax)."""
     globals: bool = True
     """Whether the halting head sees loss, its change and the gradient's norm."""
     head_width: int = 16
@@ -145,6 +147,14 @@ def check(config: LearnedOptions):
             raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
     if not 0 < config.nu < 1:
         raise ValueError(f"nu is {config.nu}; it must be above 0 and below 1")
+    if config.horizons == "sample" and config.halting != "softmax":
+        raise ValueError(f"horizons is sample; halting is {config.halting!r}, it must be softmax")
+    if config.gap_weight and config.halting == "graves":
+        raise ValueError(f"gap_weight is {config.gap_weight}; it must be 0 for halting graves")
+    if config.columns and (config.second_order or config.see_params):
+        raise ValueError(
+            f"columns is {config.columns}; with second_order or see_params it must be 0"
+        )
     if config.columns < 0:
         raise ValueError(f"columns is {config.columns}; it must not be negative")
     if config.time_penalty < 0 or config.gap_weight < 0 or config.head_width < 0:

@@ -42,7 +42,9 @@ def train(
     )
     objective = summed_loss()
     if options.optimizer == "act":
-        objective = halting_objective(posterior(options), gap_weight=options.gap_weight)
+        objective = halting_objective(
+            posterior(options), gap_weight=options.gap_weight, horizons=options.horizons
+        )
     step = make_meta_step(
         make_family,
         objective,
@@ -52,7 +54,7 @@ def train(
         window=options.window,
         second_order=options.second_order,
         train_network=options.train_network or options.optimizer == "lstm",
-        columns=options.columns or None,
+        columns=options.columns or None if options.optimizer == "lstm" else None,
         validate_every=options.validate_every,
         validation_size=options.validation_size,
     )
