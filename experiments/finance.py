@@ -15,7 +15,7 @@ from jax import Array, lax
 from actjax import Seq2Seq, training
 from actjax.tasks import prices
 from actjax.tasks.prices import THRESHOLDS
-from actjax.training.metrics import write_atomically
+from actjax.training.metrics import plain, write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import forecast, run
 from experiments.data import load_prices
@@ -180,6 +180,11 @@ def check(options: Finance):
     for field in ("seeds", "instances"):
         if getattr(options, field) < 1:
             raise ValueError(f"{field} is {getattr(options, field)}; it must be at least 1")
+    if options.steps < options.log_every:
+        raise ValueError(
+            f"steps is {options.steps}; it must be at least log_every = {options.log_every}, "
+            "after which comes the first validation"
+        )
     if options.mu < 0:
         raise ValueError(f"mu is {options.mu}; it must not be negative")
     if options.ponder_budget is not None:
@@ -342,7 +347,7 @@ def member_summary(
         "curve": {
             "step": result.history["step"].astype(int).tolist(),
             **{
-                key: [float(f"{v:.5g}") for v in result.history[key][:, index]]
+                key: plain(result.history[key][:, index])
                 for key in ("loss", "accuracy", "ponder_steps", "validation_f1_max")
             },
         },

@@ -129,6 +129,7 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
     ("options", "message"),
     [
         (["--instance", "3"], "instance is '3'; it must be all or one of 0, 1, 2"),
+        (["--steps", "9"], "steps is 9; it must be at least log_every = 50, after which"),
         (["--seeds", "0"], "seeds is 0; it must be at least 1"),
         (["--mu", "-1"], "mu is -1.0; it must not be negative"),
         (["--train-on", "20"], "train_on is 20; it must be 21 to 1000 rows"),
