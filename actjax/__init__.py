@@ -10,6 +10,7 @@ from actjax.layers import Layers
 from actjax.lfact import LFACT
 from actjax.modules import ACT, RNN, Repeat
 from actjax.seq2seq import Decoded, Seq2Seq
+from actjax.stream import Result, stream, stream_batch
 from actjax.unroll import ponder, repeat, unroll, unroll_layers
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "Layers",
     "Ponder",
     "Repeat",
+    "Result",
     "Seq2Seq",
     "halting_step",
     "halting_weights",
     "ponder",
     "repeat",
+    "stream",
+    "stream_batch",
     "unroll",
     "unroll_layers",
 ]

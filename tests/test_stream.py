@@ -1,0 +1,66 @@
+"""Streamed inference: the numbers of each sequence alone, whatever shares the lanes with it."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import actjax
+
+D, H = 3, 6
+LENGTHS = [7, 1, 12, 4, 3, 9, 1, 5]
+RNG = np.random.default_rng(0)
+SEQUENCES = [RNG.standard_normal((length, D)).astype(np.float32) for length in LENGTHS]
+MODELS = {
+    "act": actjax.ACT(D, H, max_steps=5, halt_bias=-0.5, rngs=nnx.Rngs(1)),
+    "act-lstm": actjax.ACT(D, H, cell=nnx.OptimizedLSTMCell, max_steps=4, rngs=nnx.Rngs(2)),
+    "repeat": actjax.Repeat(D, H, repeats=3, rngs=nnx.Rngs(3)),
+    "rnn": actjax.RNN(D, H, rngs=nnx.Rngs(4)),
+}
+
+
+def alone(model):
+    """Every sequence, from one padded run of the whole batch."""
+    padded = np.zeros((len(LENGTHS), max(LENGTHS), D), np.float32)
+    for row, sequence in zip(padded, SEQUENCES, strict=True):
+        row[: len(sequence)] = sequence
+    _, outputs, ponder = model(padded, lengths=np.array(LENGTHS))
+    return outputs, ponder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_results_are_those_of_each_sequence_alone(kind):
+    outputs, ponder = alone(MODELS[kind])
+    results = actjax.stream_batch(MODELS[kind], SEQUENCES, lanes=3, chunk=4, refill=2)
+    assert [result.index for result in results] == list(range(len(LENGTHS)))
+    for result, length in zip(results, LENGTHS, strict=True):
+        row = result.index
+        np.testing.assert_allclose(result.outputs, outputs[row, :length], atol=1e-5)
+        np.testing.assert_array_equal(result.steps, ponder.steps[row, :length])
+        if kind.startswith("act"):
+            np.testing.assert_allclose(result.remainder, ponder.remainder[row, :length], atol=1e-5)
+
+
+def test_results_come_as_they_are_done_and_nothing_is_read_ahead():
+    """An endless source: short sequences behind one long, no more of them read than lanes need."""
+    read = []
+
+    def source():
+        while True:
+            length = 1 if read else 40
+            read.append(length)
+            yield np.ones((length, D), np.float32)
+
+    running = actjax.stream(MODELS["act"], source(), lanes=2, chunk=4, refill=1)
+    first = [next(running).index for _ in range(3)]
+    assert 0 not in first and len(read) <= 6
+
+
+def test_what_cannot_be_streamed_is_refused():
+    with pytest.raises(ValueError, match="model must be ACT, Repeat or RNN, got LFACT"):
+        actjax.stream(actjax.LFACT(D, H, max_layers=2, rngs=nnx.Rngs(0)), SEQUENCES)
+    with pytest.raises(ValueError, match="lanes must be an integer of at least 1, got 0"):
+        actjax.stream(MODELS["act"], SEQUENCES, lanes=0)
+    with pytest.raises(ValueError, match=r"shape \[time, 3\].*got \(2, 4\) at place 0"):
+        actjax.stream_batch(MODELS["act"], [np.ones((2, 4))])
+    with pytest.raises(ValueError, match=r"at least one input, got \(0, 3\) at place 1"):
+        actjax.stream_batch(MODELS["act"], [SEQUENCES[0], np.ones((0, 3))], lanes=2, chunk=4)
