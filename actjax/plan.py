@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax.rows import is_float, per_row
+from actjax.rows import blank, is_float, like_inputs, per_row
 from actjax.transpose import SplitStep
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
@@ -96,9 +96,10 @@ def make_plan(
     """Traces the step and settles how much is kept at a time."""
 
     layers = data.count is not None
+    zero = like_inputs(data.weights, data.state, data.xs, data.below)
 
     def split_for(rows):
-        first = jnp.zeros(rows, bool)
+        first = blank(zero, (rows,), bool)
         like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))  # noqa: E731
         x = [*data.xs, *data.below, data.count, data.count] if layers else data.xs
         return SplitStep(step, data.weights, list(map(like, data.state)), list(map(like, x)), first)

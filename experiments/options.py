@@ -52,6 +52,8 @@ class Options:
     """Sequences in an update."""
     learning_rate: float = 1e-3
     """Adam's learning rate."""
+    devices: int = 1
+    """Devices that share each batch, which their number must divide."""
     steps: int = 10_000
     """Updates in the whole run."""
     seed: int = 0
@@ -102,6 +104,10 @@ def check(config: Options):
         raise ValueError(
             f"checkpoint_every is {config.checkpoint_every}; it must be a multiple of "
             f"log_every = {config.log_every}"
+        )
+    if not 1 <= config.devices <= config.batch_size or config.batch_size % config.devices:
+        raise ValueError(
+            f"devices is {config.devices}; it must divide batch_size = {config.batch_size}"
         )
     if config.tau < 0:
         raise ValueError(f"tau is {config.tau}; it must not be negative")

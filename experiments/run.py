@@ -14,6 +14,7 @@ import optax
 
 import actjax
 from actjax import budget, training
+from actjax.training import sharding
 from actjax.training.step import Sample
 from experiments.network import Network
 from experiments.options import Options, as_json, label, run_folder
@@ -54,16 +55,20 @@ def train(
         loss, metrics = objective(network, batch, tau_state.tau)
         return loss, {**metrics, "tau": tau_state.tau}
 
+    mesh = make_mesh(options.devices)
     step = training.make_train_step(
         sample,
         loss_fn,
         optimizer,
         control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
+        mesh=mesh,
     )
     state = training.init_state(network, optimizer, extra=controller.init())
     if score is not None:
         step = training.keep_best(step, score, every=options.log_every)
         state = training.with_best(state)
+    if mesh is not None:
+        state, data = sharding.replicate((state, data), mesh)
     state = training.fit(
         step,
         state,
@@ -76,6 +81,13 @@ def train(
         description=f"{experiment} {label(options)}",
     )
     return (state.model if score is None else state.extra.model), folder
+
+
+def make_mesh(devices: int) -> jax.sharding.Mesh | None:
+    """The devices that share each batch, or None for one."""
+    if devices > jax.device_count():
+        raise ValueError(f"devices is {devices}; there are {jax.device_count()}")
+    return None if devices == 1 else sharding.make_mesh(jax.devices()[:devices])
 
 
 def input_size(sample: Sample, data: Any = ()) -> int:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
 from actjax.tasks.batch import Batch
+from actjax.training.sharding import data_parallel
 from actjax.training.state import TrainState
 
 # sample(key, data) -> batch; loss_fn(model, batch) -> (scalar, metrics)
@@ -24,6 +26,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     control: Callable[[Any, dict[str, Array]], Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Builds `train_step(state, key, data) -> (state, metrics)`: draw a batch, descend once.
 
@@ -35,18 +38,22 @@ def make_train_step(
       control: `(extra, metrics) -> extra`, where the step carries a state besides the parameters
         (`TrainState.extra`), say a ponder budget's. With it `loss_fn` is called as
         `(model, batch, extra)`, and `extra` is updated from the metrics of each step.
+      mesh: devices that share each batch; see `actjax.training.sharding`. One unless given.
 
     Returns:
       A pure `train_step`. Its metrics are those of `loss_fn` and "loss" and "gradient_norm". It may
       be passed to `jax.vmap` over an ensemble of states.
     """
 
+    if mesh is None:
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    else:
+        differentiate = data_parallel(loss_fn, mesh)
+
     def train_step(state: TrainState, key: Array, data: Any = ()):
         batch = sample(key, data)
         arguments = (batch,) if control is None else (batch, state.extra)
-        (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.model, *arguments
-        )
+        (loss, metrics), gradient = differentiate(state.model, *arguments)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}

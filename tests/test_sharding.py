@@ -1,0 +1,69 @@
+"""Data parallelism on virtual CPU devices: the numbers of one device, and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from actjax.training import sharding
+
+SCRIPT = """
+import jax, numpy as np, optax, actjax
+from flax import nnx
+from actjax import losses, training
+from actjax.tasks import parity
+from actjax.training.sharding import make_mesh, replicate
+
+assert jax.device_count() == 4
+sample = lambda key, data=(): parity.sample(key, {batch}, bits=8)
+
+def loss(model, batch):
+    _, outputs, ponder = model(batch.inputs)
+    error = ((outputs.mean(-1) - batch.targets) ** 2).mean()
+    return error + 0.01 * ponder.cost.mean(), losses.ponder_metrics(ponder)
+
+def train(mesh):
+    rngs = nnx.Rngs(0)
+    core = actjax.{core}
+    optimizer = optax.adam(1e-2)
+    step = training.make_train_step(sample, loss, optimizer, mesh=mesh)
+    state = training.init_state(core, optimizer)
+    state = state if mesh is None else replicate(state, mesh)
+    return training.make_chunk(step, 3)(state, jax.random.key(0), ())
+
+alone, shared = train(None), train(make_mesh(data=4))
+for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+print("equal")
+"""
+CORES = {
+    "act": "ACT(8, 6, max_steps=6, halt_bias=-0.5, rngs=rngs)",
+    "lfact": "LFACT(8, 6, max_layers=4, halt_bias=-0.5, rngs=rngs)",
+}
+
+
+def run(**parts):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    script = SCRIPT.format(**parts)
+    return subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_four_devices_train_as_one(core):
+    done = run(core=CORES[core], batch=8)
+    assert done.stdout == "equal\n", done.stderr[-2000:]
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    done = run(core=CORES["act"], batch=6)
+    assert "batch has 6 rows; 4 devices share it only if their number divides it" in done.stderr
+
+
+def test_a_mesh_of_other_devices_than_there_are_is_refused():
+    count = jax.device_count()
+    with pytest.raises(ValueError, match=f"must be the number of devices, {count}, got 3 x 2"):
+        sharding.make_mesh(data=3, members=2)
