@@ -143,6 +143,12 @@ def _section(task: str, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str
             "rows (ours: rows of 100 updates, each their mean); one number a seed. Repetitions: N, "
             "averaged over the whole run, as in the paper.</p>" + _table(rows)
         )
+        if all(row["ours: solved at"] == tables.NOT_RUN for row in rows):
+            command = f"python -m experiments sweep {task} --preset {tables.PRESET} --results FILE"
+            parts.append(
+                "<p class=missing>No sweep at the paper's size has been run: it is one for an "
+                f"accelerator. <code>{command}</code></p>"
+            )
     for name, figure in plots.FIGURES.items():
         if task in figure.numbers:
             parts.append(_figure(task, name, figure, found))

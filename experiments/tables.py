@@ -54,6 +54,7 @@ FINANCE = {
 }
 NUMBER = {"parity": "6.1", "addition": "6.2"}
 PRESET = "fojo"  # the sizes and settings a run must have to stand in a table
+NOT_RUN = "not run"
 
 
 def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -79,7 +80,7 @@ def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
                 "paper: solved at": "not solved"
                 if row.solved_at is None
                 else _count(row.solved_at),
-                "ours: solved at": "; ".join(map(_outcome, ours)) or "not run",
+                "ours: solved at": "; ".join(map(_outcome, ours)) or NOT_RUN,
                 "paper: repetitions": f"{row.repetitions:.4g}",
                 "ours: repetitions": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
                 "ours: smoothed accuracy": "; ".join(f"{_best(m):.3f}" for m in ours),

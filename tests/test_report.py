@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import plots, report, tables
 from experiments.__main__ import main
+from experiments.evaluation import slope
 from experiments.smoothing import solved_at
 from experiments.sweep import taus
 
@@ -66,6 +68,7 @@ def test_report_of_nothing_says_so(tmp_path):
     page = report.build(tmp_path)
     assert page.count("Not run.") > 20 and "<img" not in page
     assert page.count("not run") == sum(map(len, tables.TABLES.values()))
+    assert page.count("one for an accelerator") == len(tables.TABLES)
 
 
 def test_report_of_some_and_of_all(results, tmp_path):
@@ -102,6 +105,22 @@ def test_table_6_1_tells_solved_from_unsolved_and_not_run():
     assert by_model["RNN"] == "not run"
     rows = tables.compare("parity", [{"config": {"preset": "demo"}, "members": members}])
     assert {row["ours: solved at"] for row in rows} == {"not run"}
+
+
+def test_slope_of_ponder_in_difficulty_with_its_standard_error():
+    def rows(*ponders):
+        return [
+            {"difficulty": d, "ponder": p, "ponder_standard_error": 0.3}
+            for d, p in enumerate(ponders, 1)
+        ]
+
+    fit = scipy.stats.linregress([1, 2, 3, 4], [2.0, 3.5, 4.0, 6.0])
+    found = slope(rows(2.0, 3.5, 4.0, 6.0))
+    np.testing.assert_allclose(found["value"], fit.slope)
+    np.testing.assert_allclose(found["standard_error"], fit.stderr)
+    found = slope(rows(2.0, 3.5))  # no residual: the error of the two means
+    np.testing.assert_allclose([found["value"], found["standard_error"]], [1.5, 0.3 * 2**0.5])
+    assert slope(rows(2.0)) is None
 
 
 def test_grids_of_time_penalties():
