@@ -17,7 +17,7 @@ from actjax.tasks import parity
 from actjax.training.sharding import make_mesh, replicate
 
 assert jax.device_count() == 4
-sample = lambda key, data=(): parity.sample(key, {batch}, bits=8)
+sample = lambda key, data=(): parity.sample(key, 8, bits=8)
 
 def loss(model, batch):
     _, outputs, ponder = model(batch.inputs)
@@ -26,7 +26,7 @@ def loss(model, batch):
 
 def train(mesh):
     rngs = nnx.Rngs(0)
-    core = actjax.{core}
+    core = actjax.CORE
     optimizer = optax.adam(1e-2)
     step = training.make_train_step(sample, loss, optimizer, mesh=mesh)
     state = training.init_state(core, optimizer)
@@ -44,23 +44,20 @@ CORES = {
 }
 
 
-def run(**parts):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    script = SCRIPT.format(**parts)
-    return subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True
-    )
-
-
 @pytest.mark.parametrize("core", CORES)
 def test_four_devices_train_as_one(core):
-    done = run(core=CORES[core], batch=8)
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    script = SCRIPT.replace("CORE", CORES[core])
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True
+    )
     assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
-    done = run(core=CORES["act"], batch=6)
-    assert "batch has 6 rows; 4 devices share it only if their number divides it" in done.stderr
+    mesh = jax.sharding.AbstractMesh((1, 4), (sharding.MEMBERS, sharding.DATA))
+    with pytest.raises(ValueError, match="batch has 6 rows; 4 devices share it only if"):
+        sharding.data_parallel(None, mesh)(None, jax.numpy.zeros((6, 2)))
 
 
 def test_a_mesh_of_other_devices_than_there_are_is_refused():
