@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from actjax import Seq2Seq, training
 from actjax.tasks import prices
@@ -86,38 +86,14 @@ PAPER = {  # what section 4.1 says
     "tau": 1e-3,
     "learning_rate": 5e-4,
 }
+WEEKS = {"unit": "weeks", "train": 50, "validation": 1, "test": 1}
 PRESETS = {
     "demo": Finance(
         **PAPER, batch_size=32, steps=300, log_every=50, checkpoint_every=100, instance="2"
     ),
     "cpu": Finance(**PAPER, batch_size=32, steps=1200, log_every=50, checkpoint_every=200, seeds=3),
-    "paper": Finance(
-        **PAPER,
-        batch_size=128,
-        steps=20_000,
-        log_every=200,
-        unit="weeks",
-        train=50,
-        validation=1,
-        test=1,
-    ),
+    "paper": Finance(**PAPER, **WEEKS, batch_size=128, steps=20_000, log_every=200),
 }
-
-
-class Kept(NamedTuple):
-    """What a training state carries besides the network.
-
-    Attributes:
-      instance: int32, which of the stacked instances this member trains on.
-      f1: the best validation F1 so far; -1 before the first.
-      step: int32, the update after which it was measured.
-      model: the network then.
-    """
-
-    instance: Array
-    f1: Array
-    step: Array
-    model: Any
 
 
 class Member(NamedTuple):
@@ -189,6 +165,10 @@ def check(options: Finance):
         raise ValueError(f"mu is {options.mu}; it must not be negative")
     if options.ponder_budget is not None:
         raise ValueError(f"ponder_budget is {options.ponder_budget}; finance has a fixed tau only")
+    if options.devices != 1:
+        raise ValueError(
+            f"devices is {options.devices}; finance spreads whole networks over all devices"
+        )
     places = [str(place) for place in range(options.instances)]
     if options.instance not in ("all", *places):
         raise ValueError(
@@ -249,8 +229,7 @@ def fit(
 
     def make_state(seed: Array, place: Array) -> training.TrainState:
         network = make_network(dataclasses.replace(options, seed=seed), instruments)
-        kept = Kept(place, jnp.full((), -1.0), jnp.zeros((), jnp.int32), network)
-        return training.init_state(network, optimizer, kept)
+        return training.with_best(training.init_state(network, optimizer, extra=place))
 
     seeds = jnp.array([member.seed for member in members])
     return sweep(
@@ -281,31 +260,25 @@ def make_network(options: Finance, instruments: int) -> Forecaster:
 def make_train_step(options: Finance, optimizer) -> training.step.TrainStep:
     """One member's update, with a validation every `log_every` updates that keeps the best weights.
 
-    Its data are `(train, validation)`, the series of all instances stacked.
+    Its data are `(train, validation)`, the series of all instances stacked; which of them is the
+    member's is what its state carries besides.
     """
     windows = window_options(options)
 
     def sample(key, data):
         return prices.sample(key, options.batch_size, series=data[0], **windows)
 
+    def score(network, data):
+        return forecast.mean_f1(network, prices.windows(data[1], **windows))
+
     tau = 0.0 if options.model == "rnn" else options.tau
     loss_fn = forecast.make_loss(tau, layer_weight(options), options.over_time)
     update = training.make_train_step(sample, loss_fn, optimizer)
+    step = training.keep_best(update, score, every=options.log_every)
 
     def train_step(state: training.TrainState, key: Array, data: Any):
-        mine = jax.tree.map(lambda leaf: leaf[state.extra.instance], data)
-        state, metrics = update(state, key, mine)
-
-        def validate(kept: Kept):
-            score = forecast.mean_f1(state.model, prices.windows(mine[1], **windows))
-            here = Kept(kept.instance, score, state.step, state.model)
-            kept = jax.tree.map(lambda new, old: jnp.where(score > kept.f1, new, old), here, kept)
-            return kept, score
-
-        due = state.step % options.log_every == 0
-        kept, score = lax.cond(due, validate, lambda kept: (kept, jnp.zeros(())), state.extra)
-        # the largest of a row is the one validation among its updates
-        return state._replace(extra=kept), metrics | {"validation_f1_max": score}
+        instance = state.extra.extra
+        return step(state, key, jax.tree.map(lambda leaf: leaf[instance], data))
 
     return train_step
 
@@ -325,7 +298,7 @@ def member_summary(
     index: int,
 ) -> dict[str, Any]:
     """What figures and tables need of one member: its best weights in all three periods."""
-    kept = jax.tree.map(lambda leaf: leaf[index], result.states.extra)
+    best = jax.tree.map(lambda leaf: leaf[index], result.states.extra)
     classes = range(len(options.thresholds) + 1)
     counts = np.stack([(instance.train.classes == c).sum(0) for c in classes])
     usual = jnp.asarray(counts.argmax(0))
@@ -342,18 +315,19 @@ def member_summary(
         "periods": {part: dates(found, getattr(split, part)) for part in PERIODS},
         "updates": int(result.history["step"][-1]),
         "diverged": bool(result.diverged[index]),
-        "best_update": int(kept.step),
-        "validation_f1": float(kept.f1),
+        "best_update": int(best.step),
+        "validation_f1": float(best.score),
         "curve": {
             "step": result.history["step"].astype(int).tolist(),
             **{
                 key: plain(result.history[key][:, index])
-                for key in ("loss", "accuracy", "ponder_steps", "validation_f1_max")
+                for key in ("loss", "accuracy", "ponder_steps")
             },
+            "validation_f1_max": plain(result.history["validation_max"][:, index]),
         },
         "evaluation": {
             part: forecast.measure(
-                kept.model,
+                best.model,
                 prices.windows(getattr(instance, part), **window_options(options)),
                 usual,
             )

@@ -192,7 +192,7 @@ def curves(members: Members, path: pathlib.Path) -> bool:
             here = [m["curve"] for m in select(members, task=task, model=model)]
             rows = min(len(curve["step"]) for curve in here)
             for axes, key in ((top, "validation_f1_max"), (bottom, "ponder_steps")):
-                values = np.array([curve[key][:rows] for curve in here])
+                values = np.array([curve[key][:rows] for curve in here], float)
                 axes.plot(here[0]["step"][:rows], values.mean(0), color=color, label=label)
         top.set_title(TASKS.get(task, task), fontsize=10)
         bottom.set_xlabel("updates")
