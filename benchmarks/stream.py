@@ -1,0 +1,117 @@
+"""Streamed inference beside whole batches, on lines of Wikipedia of mixed lengths.
+
+    python benchmarks/stream.py [--train 300] [--out benchmarks/results/stream-cpu.json]
+
+An ACT network (GRU 128) is trained on the text for a while, then reads lines of the held-out part
+in the order of the text: `stream` with lanes kept full, and whole batches, which wait for whichever
+line takes longest.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from timing import machine
+
+import actjax
+from actjax import training
+from actjax.tasks import text
+from experiments import run, wikipedia
+from experiments.data import load_text
+from experiments.network import make_network
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=300, help="updates before")
+    parser.add_argument("--lines", type=int, default=512)
+    parser.add_argument("--longest", type=int, default=400)
+    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    rows = measure(arguments)
+    for row in rows:
+        print(
+            f"{row['name']:24} {row['characters_per_second']:10.0f} characters/s "
+            f"{row['gain']:5.2f} x"
+        )
+    if arguments.out:
+        record = {"arguments": vars(arguments), **run.environment(), **machine(), "rows": rows}
+        with open(arguments.out, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+def measure(arguments) -> list[dict]:
+    begin, held_out = text.split(load_text("wikipedia"))
+    core = trained(arguments.train, begin)
+    lines = read_lines(held_out, arguments.lines, arguments.longest)
+    count = sum(map(len, lines))
+    lanes = arguments.lanes
+    whole = jax.jit(lambda core, xs, lengths: core(xs, lengths=lengths)[1:])
+
+    def in_batches():
+        for start in range(0, len(lines), lanes):
+            batch = lines[start : start + lanes]
+            batch += [np.zeros((0, text.SYMBOLS), np.float32)] * (lanes - len(batch))
+            xs = np.zeros((lanes, arguments.longest, text.SYMBOLS), np.float32)
+            for row, line in zip(xs, batch, strict=True):
+                row[: len(line)] = line
+            jax.device_get(whole(core, xs, np.array([len(line) for line in batch])))
+
+    def streamed(chunk):
+        return lambda: actjax.stream_batch(core, lines, lanes=lanes, chunk=chunk)
+
+    contenders = {"whole batches": in_batches}
+    contenders |= {f"stream, chunk {chunk}": streamed(chunk) for chunk in (32, 64, 128)}
+    rows = []
+    for name, function in contenders.items():
+        times = []
+        for _ in range(1 + arguments.repeats):
+            began = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - began)
+        rows.append({"name": name, "seconds": min(times[1:]), "first_call_s": times[0]})
+    for row in rows:
+        row["characters_per_second"] = count / row["seconds"]
+        row["gain"] = rows[0]["seconds"] / row["seconds"]
+    lengths = np.array([len(line) for line in lines])
+    rows[0] |= {
+        "characters": count,
+        "length_mean": lengths.mean(),
+        "length_max": int(lengths.max()),
+    }
+    found = actjax.stream_batch(core, lines, lanes=lanes)
+    rows[0]["ponder_steps"] = float(np.concatenate([r.steps for r in found]).mean())
+    return rows
+
+
+def trained(updates: int, corpus: np.ndarray) -> actjax.ACT:
+    options = dataclasses.replace(wikipedia.PRESETS["demo"], halt_bias=-0.5)
+    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
+    optimizer = optax.adam(options.learning_rate)
+    objective = wikipedia.make_objective(options)
+    step = training.make_train_step(
+        wikipedia.sampler(options), lambda n, batch: objective(n, batch, 1e-3), optimizer
+    )
+    data = wikipedia.Data(jnp.asarray(corpus), None)
+    state = training.init_state(network, optimizer)
+    if updates:
+        state, _, _ = training.make_chunk(step, updates)(state, jax.random.key(0), data)
+    return state.model.core
+
+
+def read_lines(held_out: np.ndarray, count: int, longest: int) -> list[np.ndarray]:
+    """The first lines that are not empty, one-hot, cut at `longest` bytes."""
+    lines = [line[:longest] for line in held_out.tobytes().split(b"\n") if line][:count]
+    one_hot = np.eye(text.SYMBOLS, dtype=np.float32)
+    return [one_hot[np.frombuffer(line, np.uint8)] for line in lines]
+
+
+if __name__ == "__main__":
+    main()
