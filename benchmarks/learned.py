@@ -6,7 +6,9 @@ Prints a table and writes JSON. Times are the least and the median over repeats,
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -28,16 +31,19 @@ from actjax.learned import (
     meta,
 )
 from actjax.learned.problems import quadratic
+from benchmarks.timing import machine
 
 REPEATS = 15
+SECONDS = 3.0  # after which no more repeats are taken, from the third on
 UPDATES = 5  # meta-updates in a dispatch
+NONE = PartitionSpec()
 
 
 def measure(function, *arguments, per: int = 1) -> dict[str, float]:
     """Milliseconds of wall and of processor time for one of the `per` pieces of a call."""
     jax.block_until_ready(function(*arguments))
     wall, cpu = [], []
-    for _ in range(REPEATS):
+    while len(wall) < 3 or (len(wall) < REPEATS and per * sum(wall) < 1e3 * SECONDS):
         began = time.perf_counter(), time.process_time()
         jax.block_until_ready(function(*arguments))
         wall.append(1e3 * (time.perf_counter() - began[0]) / per)
@@ -45,15 +51,19 @@ def measure(function, *arguments, per: int = 1) -> dict[str, float]:
     return {"min_ms": min(wall), "median_ms": statistics.median(wall), "cpu_ms": min(cpu)}
 
 
-def repeated_updates(loss, parameters, start):
-    """`UPDATES` Adam updates of `loss(parameters, start) -> scalar` in one program."""
+def repeated_updates(loss, parameters, start, axis=None):
+    """`UPDATES` Adam updates of `loss(parameters, start) -> scalar` in one program.
+
+    With `axis`, the name of a mesh axis, the loss is the mean over its devices.
+    """
     optimizer = optax.adam(1e-3)
 
-    @jax.jit
     def run(parameters, opt_state, start):
         def body(carry, _):
             parameters, opt_state = carry
             value, gradient = jax.value_and_grad(loss)(parameters, start)
+            if axis is not None:
+                value, gradient = jax.lax.pmean((value, gradient), axis)
             updates, opt_state = optimizer.update(gradient, opt_state)
             return (optax.apply_updates(parameters, updates), opt_state), value
 
@@ -72,7 +82,36 @@ def meta_update() -> dict[str, float]:
         return meta.unroll(learned, family, start, 20)[1].losses.sum(0).mean()
 
     run, arguments = repeated_updates(loss, learned, start)
-    return measure(run, *arguments, per=UPDATES)
+    return measure(jax.jit(run), *arguments, per=UPDATES)
+
+
+def sharded_meta_update() -> dict[str, float]:
+    """The same with the functions dealt out to the devices, which here are the cores."""
+    family, devices, key = quadratic(), jax.device_count(), jax.random.key(0)
+    learned = LearnedOptimizer(CoordinatewiseLSTM(rngs=nnx.Rngs(0)))
+    mesh, each = jax.make_mesh((devices,), ("problems",)), -(-125 // devices)
+
+    def begin(key):
+        key = jax.random.fold_in(key, jax.lax.axis_index("problems"))
+        return meta.start(learned.network, family, key, each)
+
+    def loss(learned, start):
+        return meta.unroll(learned, family, start, 20)[1].losses.sum(0).mean()
+
+    shapes = jax.eval_shape(lambda key: meta.start(learned.network, family, key, each), key)
+    dealt = jax.tree.map(
+        lambda leaf: PartitionSpec(*[None] * (leaf.ndim - 1), "problems") if leaf.ndim else NONE,
+        shapes,
+    )
+    shard = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    start = jax.jit(shard(begin, in_specs=NONE, out_specs=dealt))(key)
+    run, arguments = repeated_updates(loss, learned, start, "problems")
+    run = shard(run, in_specs=(NONE, NONE, dealt), out_specs=NONE)
+    return {
+        **measure(jax.jit(run), *arguments, per=UPDATES),
+        "devices": devices,
+        "functions": each * devices,
+    }
 
 
 def plain_meta_update() -> dict[str, float]:
@@ -114,7 +153,22 @@ def plain_meta_update() -> dict[str, float]:
         return jax.vmap(one, in_axes=(None, 0, 0))(weights, *problems).mean()
 
     run, arguments = repeated_updates(loss, weights, problems)
-    return measure(run, *arguments, per=UPDATES)
+    return measure(jax.jit(run), *arguments, per=UPDATES)
+
+
+def step_in_place(optimizer):
+    """Updates a state that the next call takes over, as a training loop does."""
+    update = jax.jit(lambda g, s, p: optimizer.update(g, s, p)[::-1], donate_argnums=1)
+    state = None
+
+    def call(params):
+        nonlocal state
+        if state is None:
+            state = jax.tree.map(jnp.copy, optimizer.init(params))  # no buffer twice
+        state, updates = update(params, state, params)
+        return state, updates
+
+    return call
 
 
 def optimizer_steps(sizes) -> list[dict]:
@@ -127,8 +181,7 @@ def optimizer_steps(sizes) -> list[dict]:
             ("lstm", lstm_optimizer(CoordinatewiseLSTM(rngs=nnx.Rngs(0)))),
             ("adam", optax.adam(1e-3)),
         ):
-            update = jax.jit(lambda g, s, p, o=optimizer: o.update(g, s, p))
-            row[name] = measure(update, params, optimizer.init(params), params)
+            row[name] = measure(step_in_place(optimizer), params)
         row["ratio"] = row["lstm"]["min_ms"] / row["adam"]["min_ms"]
         rows.append(row)
     return rows
@@ -167,9 +220,16 @@ def main():
     options = parser.parse_args()
     sizes = (10**4, 10**5) if options.quick else (10**4, 10**5, 10**6, 10**7)
     horizons = (100, 1000) if options.quick else (100, 1000, 10_000)
+    # One device a core, for the row that deals the functions out; all others use one device.
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     result = {"meta_update": {}}
     # In turns, so that both see the machine in the same mood.
-    for name, function in (("actjax", meta_update), ("plain", plain_meta_update)) * 2:
+    contenders = (
+        ("actjax", meta_update),
+        ("sharded", sharded_meta_update),
+        ("plain", plain_meta_update),
+    )
+    for name, function in contenders * 2:
         row = function()
         before = result["meta_update"].get(name, row)
         result["meta_update"][name] = min(before, row, key=lambda r: r["min_ms"])
@@ -185,7 +245,7 @@ def main():
             f"horizon {row['horizon']:>6}   "
             + "   ".join(f"{k} {v:.3f} ms" for k, v in times.items())
         )
-    result["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    result["machine"] = machine()
     result["versions"] = {"jax": jax.__version__, "optax": optax.__version__}
     result["command"] = "python benchmarks/learned.py" + (" --quick" if options.quick else "")
     if options.out:

@@ -9,6 +9,7 @@ from actjax import learned as bounds
 from actjax.learned.heads import Graves, Softmax, StickBreaking
 from actjax.learned.prior import HorizonPrior
 from actjax.learned.stopping import halting_states
+from actjax.learned.training import halting_objective
 
 H = 9
 CUTS = ("preserve", "renormalise")
@@ -112,6 +113,18 @@ def test_sampled_horizons_are_unbiased(curves):
     assert abs(float(found.mean() - bounds.elbo(logits, score, prior))) < error
 
 
+def test_objective_of_sampled_horizons_is_unbiased(curves):
+    scores, losses = (jnp.asarray(values.T, jnp.float32) for values in curves)
+    posterior = Softmax(HorizonPrior(0.8), 0.3)
+    exact = halting_objective(posterior).cost(losses, scores)[0]
+    objective = halting_objective(posterior, horizons="sample")
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = jax.jit(jax.vmap(lambda key: objective.cost(losses, scores, key)[0]))(keys)
+    assert float(found.std()) > 0.05
+    assert abs(float(found.mean() - exact)) < 5 * float(found.std()) / np.sqrt(found.size)
+    assert float(objective.cost(losses, scores)[0]) == float(exact)  # validation draws nothing
+
+
 @pytest.mark.parametrize("k", [1.0, 0.1])
 def test_oracle_is_the_optimum(curves, k):
     prior = HorizonPrior(0.9, horizon=H)
@@ -140,19 +153,37 @@ def test_one_step_leaves_nothing_to_decide():
     assert float(jax.grad(lambda l: bounds.elbo(l, score, prior))(jnp.zeros(1))[0]) == 0
 
 
+@pytest.fixture
+def quick_compilation():
+    """Scans of 10,000 steps are many operations, and compiling them is most of the test."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize("nu", [0.9, 0.9999])
-def test_float32_holds_for_long_horizons_and_wild_logits(nu):
+def test_float32_holds_for_long_horizons_and_wild_logits(nu, quick_compilation):
     rng = np.random.default_rng(1)
     logits = np.float32(rng.normal(size=10_000) * 200)
     score = np.float32(-np.abs(rng.normal(size=10_000)))
     prior = HorizonPrior(nu)
-    value, gradient = jax.value_and_grad(lambda l: bounds.elbo(l, score, prior))(logits)
-    q = jnp.exp(bounds.log_posterior(logits, prior))
-    with jax.enable_x64(True):
-        exact = bounds.elbo(np.float64(logits), np.float64(score), prior)
-        exact_q = jnp.exp(bounds.log_posterior(np.float64(logits), prior))
-    np.testing.assert_allclose(value, exact, rtol=1e-5)
-    np.testing.assert_allclose(q, exact_q, atol=1e-6)
+
+    @jax.jit
+    def bound(logits, score):
+        value, gradient = jax.value_and_grad(bounds.elbo, argnums=(0, 1))(logits, score, prior)
+        return value, gradient, jnp.exp(bounds.log_posterior(logits, prior))
+
+    value, (gradient, slope), q = bound(logits, score)
+
+    tall, l, t = prior.over(10_000), logits.astype(np.float64), np.arange(10_000)
+    a, log_p = np.exp(prior.log_a), np.asarray(tall.log_horizon(), np.float64)
+    total = np.logaddexp.accumulate(l)
+    exact_q = np.exp(l + np.logaddexp.accumulate((log_p - total)[::-1])[::-1])
+    exact = exact_q @ (score - (l - t * prior.log_a))
+    exact += np.exp(log_p) @ (total + np.log1p(-a) - np.log1p(-(a ** (t + 1))))
+    np.testing.assert_allclose(value, exact, rtol=1e-4)
+    np.testing.assert_allclose(q, exact_q, atol=1e-5)
+    np.testing.assert_allclose(slope, exact_q, atol=1e-5)
     assert np.isfinite(gradient).all() and abs(float(q.sum()) - 1) < 1e-4
 
 
@@ -212,6 +243,11 @@ def test_one_step_at_a_time_equals_whole_curves(curves):
             "bound must be",
         ),
         (lambda: bounds.log_posterior(jnp.ones(()), HorizonPrior(0.5)), "at least one step"),
+        (
+            lambda: halting_objective(StickBreaking(HorizonPrior(0.5)), horizons="sample"),
+            "horizons=sample needs the softmax",
+        ),
+        (lambda: halting_objective(Graves(), gap_weight=1.0), "gap_weight must be 0"),
     ],
 )
 def test_refusals(call, message):

@@ -9,10 +9,12 @@ from flax import nnx
 
 from actjax.learned import (
     CoordinatewiseLSTM,
+    Graves,
     Head,
     HorizonPrior,
     LearnedOptimizer,
     MassRule,
+    Softmax,
     StickBreaking,
     act_optimizer,
     lstm_optimizer,
@@ -218,8 +220,7 @@ def test_second_order_gradient_is_the_true_one():
 
 def test_first_order_gradient_takes_the_optimizees_gradients_as_constants():
     learned = LearnedOptimizer(network())
-    rollout, curves = unrolled(learned, 4, False)
-    del rollout
+    _, curves = jax.jit(lambda o: unrolled(o, 4, False))(learned)
 
     def by_hand(learned):
         """The same unroll, differentiated by JAX with stop_gradient alone."""
@@ -240,6 +241,33 @@ def test_first_order_gradient_takes_the_optimizees_gradients_as_constants():
         )(learned)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_drawn_columns_estimate_the_gradient_without_bias():
+    learned = LearnedOptimizer(network(layers=1))
+    start = jax.jit(lambda: meta.start(learned.network, FAMILY, jax.random.key(0), 4))()
+
+    @jax.jit
+    def gradient(drawn):
+        def loss(learned):
+            return meta.unroll(learned, FAMILY, start, 4, drawn=drawn)[1].losses.sum(0).mean()
+
+        return jax.value_and_grad(loss)(learned)
+
+    @jax.jit
+    def exact():
+        return jax.value_and_grad(
+            lambda o: meta.unroll(o, FAMILY, start, 4)[1].losses.sum(0).mean()
+        )(learned)
+
+    order = jax.random.permutation(jax.random.key(1), 12)  # of the 3 x 4 columns
+    (value, first), (_, second) = gradient(order[:6]), gradient(order[6:])
+    wanted_value, wanted = exact()
+    np.testing.assert_allclose(value, wanted_value, rtol=1e-5)
+    for a, b, c in zip(*map(jax.tree.leaves, (first, second, wanted)), strict=True):
+        scale = float(jnp.abs(c).max())
+        np.testing.assert_allclose((a + b) / 2, c, rtol=1e-3, atol=1e-4 * scale)
+        assert float(jnp.abs(a - c).max()) > 1e-2 * scale
 
 
 def test_a_window_is_full_backpropagation_cut_at_its_start():
@@ -282,7 +310,7 @@ def test_training_learns_and_resumes(tmp_path):
         validate_every=20,
         validation_size=32,
     )
-    learned = LearnedOptimizer(network())
+    learned = LearnedOptimizer(network(layers=1))
 
     def begin():
         return init_meta(learned, optimizer, make_family, batch_size=16)
@@ -293,34 +321,41 @@ def test_training_learns_and_resumes(tmp_path):
     again = fit(step, begin(), steps=60, directory=tmp_path, **options)
     for a, b in zip(jax.tree.leaves(once.model), jax.tree.leaves(again.model), strict=True):
         np.testing.assert_array_equal(a, b)
-    untrained = unrolled(learned, 10, False)[1].losses.sum(0).mean()
-    trained = unrolled(once.extra.best, 10, False)[1].losses.sum(0).mean()
-    assert float(trained) < 0.7 * float(untrained)
+    cost = jax.jit(lambda o: unrolled(o, 10, False)[1].losses.sum(0).mean())
+    assert float(cost(once.extra.best)) < 0.7 * float(cost(learned))
     assert float(once.extra.best_loss) <= float(once.extra.validation_loss)
 
 
-def test_halting_head_alone_leaves_the_network():
+@pytest.mark.parametrize(
+    ("objective", "train_network"),
+    [
+        (halting_objective(POSTERIOR, gap_weight=0.1), False),
+        (halting_objective(Softmax(HorizonPrior(0.7)), horizons="sample"), True),
+        (halting_objective(Graves(1e-2)), True),
+    ],
+    ids=["head alone", "softmax", "graves"],
+)
+def test_halting_is_learned_jointly_or_by_the_head_alone(objective, train_network):
     optimizer = optax.adam(1e-2)
-    family = regression(2, observations=8, max_condition=5.0)
-    make_family = lambda data: family  # noqa: E731
+    make_family = lambda data: regression(2, observations=8, max_condition=5.0)  # noqa: E731
     step = make_meta_step(
         make_family,
-        halting_objective(POSTERIOR, gap_weight=0.1),
+        objective,
         optimizer,
         batch_size=8,
         horizon=6,
         window=3,
-        train_network=False,
+        train_network=train_network,
         validate_every=2,
         validation_size=8,
     )
-    learned = LearnedOptimizer(network(), head())
+    learned = LearnedOptimizer(network(layers=1), head())
     state = init_meta(learned, optimizer, make_family, batch_size=8)
     after, metrics = jax.jit(step)(state, jax.random.key(0))
-    np.testing.assert_array_equal(
-        after.model.network.kernels[0][...], learned.network.kernels[0][...]
-    )
-    assert np.any(after.model.head.kernel[...] != learned.head.kernel[...])
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.model, learned)
+    assert all(jax.tree.leaves(moved.head))
+    assert set(jax.tree.leaves(moved.network)) == {train_network}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.model))
     assert 1 <= float(metrics["halting_step"]) <= 6
 
 
@@ -338,6 +373,12 @@ def test_halting_head_alone_leaves_the_network():
         (
             lambda: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=0),
             "max_steps must be at least 1",
+        ),
+        (
+            lambda: meta.unroll(
+                LearnedOptimizer(network(see_params=True)), FAMILY, None, 2, drawn=jnp.arange(2)
+            ),
+            "drawn needs first-order",
         ),
         (lambda: regression(beta=-1.0), "beta must be positive, got -1.0"),
         (lambda: quadratic(draw="x"), "draw must be"),

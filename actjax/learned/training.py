@@ -67,9 +67,7 @@ def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "al
     if horizons not in ("all", "sample"):
         raise ValueError(f"horizons must be all or sample, got {horizons!r}")
     if horizons == "sample" and not (isinstance(posterior, Softmax) and posterior.bound == "act"):
-        raise ValueError(
-            f'horizons="sample" needs the softmax posterior\'s act bound, got {posterior!r}'
-        )
+        raise ValueError(f"horizons=sample needs the softmax and its act bound, got {posterior!r}")
     if gap_weight and isinstance(posterior, Graves):
         raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}")
 
