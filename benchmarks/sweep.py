@@ -13,6 +13,8 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
+import sys
 import time
 
 import jax
@@ -47,7 +49,9 @@ def main():
             f"{row['first_call_s']:13.1f}"
         )
     if arguments.out:
-        record = {"arguments": vars(arguments), **run.environment(), "rows": rows}
+        command = shlex.join(["python", "benchmarks/sweep.py", *sys.argv[1:]])
+        record = {"command": command, "arguments": vars(arguments), **run.environment()}
+        record["rows"] = rows
         with open(arguments.out, "w") as file:
             json.dump(record, file, indent=2)
 
