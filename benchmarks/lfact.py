@@ -9,6 +9,9 @@ the losses of intermediate layers. L is varied at the same N: only the layers us
 
 import argparse
 import json
+import pathlib
+import shlex
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +43,14 @@ def main():
             f"{row['ms']:8.1f} {ratio}"
         )
     if arguments.out:
-        record = {"arguments": vars(arguments), **run.environment(), **machine(), "rows": rows}
+        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+        record = {
+            "command": command,
+            "arguments": vars(arguments),
+            **run.environment(),
+            **machine(),
+            "rows": rows,
+        }
         with open(arguments.out, "w") as file:
             json.dump(record, file, indent=1)
 

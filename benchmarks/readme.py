@@ -1,4 +1,4 @@
-"""Writes the table of `benchmarks/results/ponder-*.json` into the README, between its markers."""
+"""Writes the tables of `benchmarks/results/*.json` into the README, between its markers."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ COLUMNS = (
 )
 
 
-def table(results: dict) -> str:
+def ponder(results: dict) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for name in results["settings"]:
         rows = [row for row in results["rows"] if row["setting"] == name]
@@ -38,17 +38,65 @@ def table(results: dict) -> str:
     return "\n" + "\n".join(lines)
 
 
+def lfact(results: dict) -> str:
+    lines = ["| mean N | L | ACT | LFACT | with mu | LFACT / ACT |", "|" + "---|" * 6]
+    rows = results["rows"]
+    for place, row in enumerate(rows):
+        if row["model"] == "act":
+            bare, with_mu = rows[place + 1 : place + 3]
+            cells = f"{row['ponder_steps']:.2f}", str(row["limit"]), f"{row['ms']:.0f}"
+            cells += f"{bare['ms']:.0f}", f"{with_mu['ms']:.0f}", f"{bare['over_act']:.2f}"
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n" + "\n".join(lines)
+
+
+def stream(results: dict) -> str:
+    first = results["rows"][0]
+    lines = [
+        f"\n{first['characters']} characters in lines of {first['length_mean']:.0f} on average and "
+        f"{first['length_max']} at most, mean N {first['ponder_steps']:.2f}.\n",
+        "| | characters a second | gain |",
+        "|---|---|---|",
+    ]
+    for row in results["rows"]:
+        lines.append(f"| {row['name']} | {row['characters_per_second']:.0f} | {row['gain']:.2f} |")
+    return "\n".join(lines)
+
+
+def sweep(results: dict) -> str:
+    lines = ["\n| | ms an update and member | gain |", "|---|---|---|"]
+    alone = results["rows"][0]["ms"]
+    for row in results["rows"]:
+        lines.append(f"| {row['name']} | {row['ms']:.3f} | {alone / row['ms']:.2f} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "ponder": (
+        ponder,
+        "A training step in ms (forward, backward, Adam; the floor is the matrix products alone)",
+    ),
+    "lfact": (lfact, "A training step in ms on windows of text (B 64, T 50, GRU 128, softmax 256)"),
+    "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
+    "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
+}
+
+
 def main() -> None:
     readme, parts = ROOT / "README.md", []
-    for path in sorted((ROOT / "benchmarks/results").glob("ponder-*.json")):
-        results = json.loads(path.read_text())
-        versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("jax", "flax"))
-        parts.append(
-            f"Milliseconds of a training step (forward, backward, Adam; the floor is the matrix "
-            f"products alone) on {results['cores']} cores of {results['cpu']}, {versions}: "
-            f"`{results['command']}`, [{path.name}](benchmarks/results/{path.name}).\n"
-            + table(results)
-        )
+    for kind, (table, title) in TABLES.items():
+        for path in sorted((ROOT / "benchmarks/results").glob(f"{kind}-*.json")):
+            results = json.loads(path.read_text())
+            versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("jax", "flax"))
+            machine = (
+                f"{results['cores']} cores of {results['cpu']}"
+                if "cpu" in results
+                else (results["device"])
+            )
+            parts.append(
+                f"{title}, on {machine}, {versions}: `{results['command']}`, "
+                f"[{path.name}](benchmarks/results/{path.name}).\n" + table(results)
+            )
     text = re.sub(
         r"<!-- benchmark -->.*<!-- /benchmark -->",
         lambda _: "<!-- benchmark -->\n" + "\n\n".join(parts) + "\n<!-- /benchmark -->",

@@ -10,6 +10,9 @@ line takes longest.
 import argparse
 import dataclasses
 import json
+import pathlib
+import shlex
+import sys
 import time
 
 import jax
@@ -42,7 +45,14 @@ def main():
             f"{row['gain']:5.2f} x"
         )
     if arguments.out:
-        record = {"arguments": vars(arguments), **run.environment(), **machine(), "rows": rows}
+        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+        record = {
+            "command": command,
+            "arguments": vars(arguments),
+            **run.environment(),
+            **machine(),
+            "rows": rows,
+        }
         with open(arguments.out, "w") as file:
             json.dump(record, file, indent=1)
 
