@@ -117,8 +117,9 @@ def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
         top = axes.secondary_xaxis("top")
         top.set_xticks(places, example["outputs"], rotation=60, fontsize=7)
         axes.set_xlabel("input")
-        axes.set_ylim(bottom=0)
-    np.atleast_1d(panels)[0].set_ylabel("ponder N + R")
+    first = np.atleast_1d(panels)[0]
+    first.set_ylim(bottom=0)  # shared, and after all is drawn: it also fixes the top
+    first.set_ylabel("ponder N + R")
     figure.suptitle(f"{name(member)}, seed {member['seed']}", fontsize=9)
     return save(figure, path)
 
