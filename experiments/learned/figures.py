@@ -33,7 +33,7 @@ def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, np.ndarray]], *,
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, rows in curves.items():
-        learned = name not in NAMES or name == "lstm"
+        learned = name == "lstm" or name.startswith("act")
         steps = np.arange(1, len(rows["mean"]) + 1)
         style = {"linewidth": 2.2, "color": "black"} if learned else {"linewidth": 1.1}
         axes.plot(steps, rows["mean"], label=f"{NAMES.get(name, name)}, mean", **style)
