@@ -13,6 +13,7 @@ from actjax import Ponder
 from experiments.options import Options
 
 CELLS = {"simple": nnx.SimpleCell, "gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
+ACTIVATIONS = {"sigmoid": nnx.sigmoid, "tanh": nnx.tanh}
 GATES = {"simple": 1, "gru": 3, "lstm": 4}
 
 
@@ -77,6 +78,7 @@ def make_core(options: Options, in_features: int, *, rngs: nnx.Rngs) -> nnx.Modu
                 max_layers=options.max_steps,
                 combine=options.combine,
                 attend=options.attend,
+                activation=ACTIVATIONS[options.activation],
                 epsilon=options.epsilon,
                 halt_bias=options.halt_bias,
                 loop=options.loop,

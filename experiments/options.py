@@ -33,6 +33,8 @@ class Options:
     """Most ponder steps act may take for an input (M), most layers of lfact (L)."""
     combine: Literal["affine", "mlp"] = "affine"
     """How lfact joins a layer's state with what it gets from the step before (g)."""
+    activation: Literal["sigmoid", "tanh"] = "sigmoid"
+    """The nonlinearity of g, which the paper calls sigma."""
     attend: Literal["all", "lower"] = "all"
     """Which layers of the step before lfact attends to: all, or only those that are not higher."""
     epsilon: float = 0.01

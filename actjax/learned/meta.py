@@ -93,7 +93,9 @@ def unroll(
     if chunk is not None and (chunk < 1 or steps % chunk):
         raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}")
     if drawn is not None:
-        if second_order or optimizer.head is not None or optimizer.network.see_params:
+        network, head = optimizer.network, optimizer.head
+        plain = isinstance(network, CoordinatewiseLSTM) and not network.see_params and head is None
+        if second_order or not plain:
             raise ValueError("drawn needs first-order derivatives and the plain LSTM optimizer")
         return _unroll_drawn(optimizer, family, rollout, steps, drawn)
 
