@@ -53,7 +53,8 @@ def layers(summary: dict[str, Any], path: pathlib.Path) -> bool:
     for axes in (left, right):
         axes.set_xlabel("updates")
         axes.xaxis.set_major_formatter(THOUSANDS)
-        axes.legend(fontsize="small")
+    left.legend(fontsize="small", loc="center right")
+    right.legend(fontsize="small")
     return save(figure, path)
 
 
@@ -76,7 +77,7 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
         axes.set_title(period, fontsize=10)
         axes.set_xlabel("character of the window")
     panels[0].set_ylabel(r"$N_t$ of LFACT")
-    panels[0].legend(fontsize="small")
+    panels[0].legend(fontsize="small", loc="center")
     return save(figure, path)
 
 
