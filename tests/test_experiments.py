@@ -143,7 +143,7 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
     [
         (["nothing"], "there is no experiment 'nothing'"),
         (["parity", "--preset", "huge"], "preset is 'huge'; parity has demo, fojo, graves"),
-        (["wikipedia", "--preset=fojo"], "preset is 'fojo'; wikipedia has demo, graves"),
+        (["wikipedia", "--preset=fojo"], "preset is 'fojo'; wikipedia has demo, lfact, graves"),
         (["parity", "--tau", "-1"], "tau is -1.0; it must not be negative"),
         (["parity", "--epsilon", "1"], "epsilon is 1.0; it must be above 0 and below 1"),
         (["parity", "--ponder-budget", "1.5"], "ponder budget is 1.5; it must be above 2"),
