@@ -23,8 +23,8 @@ from actjax import training
 from experiments import run, wikipedia
 from experiments.network import Network, make_network
 
-PONDERS = (1.05, 1.5, 2.0, 3.0)
-LIMITS = (3, 5, 10)
+PONDERS = (1.05, 2.0)
+LIMITS = (3, 10)
 
 
 def main():
