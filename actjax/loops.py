@@ -274,19 +274,29 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
     d_outputs = d_states, filled(d_outputs.remainder)
 
-    def iteration(carry):
-        j, back, kept, pending = carry
-        record, residuals = _read(kept, j - 1)
-        back, new = retreat(plan, fixed, data, outputs, d_outputs, record, residuals, back)
-        pending = add(pending, new) if plan.late is None else _write(pending, j - 1, new)
-        return j - 1, back, kept, pending
+    def one_chunk(carry):
+        """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
+        weights' cotangents need of them in products of many rows."""
+        j, back, kept, pending, d_weights = carry
+        begin = (j - 1) // plan.chunk * plan.chunk
 
-    def chunk(carry):
-        begin, j, kept, pending, d_weights = carry
-        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)  # noqa: E731
-        (record, residuals), rows = jax.tree.map(cut, (kept, pending))
-        new = weight_cotangents(plan, data, outputs, record, residuals, rows)
-        return begin + plan.chunk, j, kept, pending, add(d_weights, new)
+        def iteration(carry):
+            j, back, kept, pending = carry
+            record, residuals = _read(kept, j - 1)
+            back, new = retreat(plan, fixed, data, outputs, d_outputs, record, residuals, back)
+            pending = (
+                add(pending, new) if plan.late is None else _write(pending, j - 1 - begin, new)
+            )
+            return j - 1, back, kept, pending
+
+        carry = j, back, kept, pending
+        j, back, kept, pending = lax.while_loop(lambda c: c[0] > begin, iteration, carry)
+        if plan.late is not None:
+            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)  # noqa: E731
+            record, residuals = jax.tree.map(cut, kept)
+            new = weight_cotangents(plan, data, outputs, record, residuals, pending)
+            d_weights = add(d_weights, new)
+        return j, back, kept, pending, d_weights
 
     def again(carry):
         i, lanes, kept = carry
@@ -301,19 +311,15 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
             lanes = _read(checkpoints, index)
             _, _, kept = lax.while_loop(lambda c: c[0] < plan.segment, again, (i, lanes, kept))
             j = jnp.where(j == 0, plan.segment, j)
-        carry = j, back, kept, pending
-        _, back, kept, pending = lax.while_loop(lambda c: c[0] > 0, iteration, carry)
-        if plan.late is not None:
-            carry = 0, j, kept, pending, d_weights
-            *_, kept, pending, d_weights = lax.while_loop(lambda c: c[0] < c[1], chunk, carry)
-        return index - 1, 0, back, kept, pending, d_weights
+        carry = j, back, kept, pending, d_weights
+        return index - 1, *lax.while_loop(lambda c: c[0] > 0, one_chunk, carry)
 
     d_weights = [
         blank(zero, leaf.shape, halting_dtype(leaf.dtype))
         for leaf in data.weights
         if is_float(leaf)
     ]
-    pending = [blank(zero, (plan.segment, *s.shape), s.dtype) for s in plan.split.pending]
+    pending = [blank(zero, (plan.chunk, *s.shape), s.dtype) for s in plan.split.pending]
     if plan.late is None:
         pending, d_weights = d_weights, []
     carry = count - 1, j, back, kept, pending, d_weights

@@ -66,7 +66,13 @@ def softmax_cross_entropy(
     return _over_time(_over_targets(loss), mask, over_time)
 
 
-def over_layers(loss: Callable[[Array, Array], Array], layers: Layers, mask: Array) -> Array:
+def over_layers(
+    loss: Callable[[Array, Array], Array],
+    layers: Layers,
+    mask: Array,
+    *,
+    deepest: Array | None = None,
+) -> Array:
     """The losses of all layers that ran, added up: float [B] (LFACT 2020, eq 6).
 
     Args:
@@ -74,6 +80,8 @@ def over_layers(loss: Callable[[Array, Array], Array], layers: Layers, mask: Arr
         mask [B, T] says so, say a read-out and `softmax_cross_entropy`, summed over time.
       layers: the outputs of all layers, states [B, T, L, features]; see `LFACT.layers`.
       mask: bool [B, T].
+      deepest: float [B], the loss of the deepest layers where it is known, as it is in a model
+        whose output they are; computed unless given.
 
     Example:
       >>> layers = Layers(jnp.array([[[[1.0], [2.0], [0.0]]]]), jnp.array([[2]]))
@@ -81,13 +89,13 @@ def over_layers(loss: Callable[[Array, Array], Array], layers: Layers, mask: Arr
       >>> over_layers(square, layers, jnp.ones((1, 1), bool)).tolist()
       [5.0]
     """
-    total = jnp.zeros(mask.shape[0], layers.states.dtype)
-    for n in range(layers.states.shape[2]):
-        ran = mask & layers.present[:, :, n]
+    total = loss(layers.deepest, mask & (layers.count > 0)) if deepest is None else deepest
+    for n in range(layers.states.shape[2] - 1):
+        between = mask & (n < layers.count - 1)
         outputs = layers.states[:, :, n]
         add = lambda total, *arguments: total + loss(*arguments)  # noqa: E731
-        # No read-out of a layer that nothing in the batch asked for.
-        total = lax.cond(ran.any(), add, lambda total, *_: total, total, outputs, ran)
+        # No read-out of a layer below which no input of the batch went.
+        total = lax.cond(between.any(), add, lambda total, *_: total, total, outputs, between)
     return total
 
 

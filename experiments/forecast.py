@@ -71,29 +71,25 @@ def make_loss(
 
     def loss_fn(network: Forecaster, batch: Batch):
         forecast = network(batch.inputs)
-        cross_entropy = losses.softmax_cross_entropy(
-            forecast.logits, batch.targets, batch.mask, over_time=over_time
-        ).mean()
+        total = losses.softmax_cross_entropy(forecast.logits, batch.targets, batch.mask)
+        if mu and forecast.layers is not None:
+            total += mu * layer_loss(network, forecast.layers, batch, total)
+        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
         cost = losses.ponder_cost(forecast.ponder.cost, over_time=over_time).mean()
         loss = cross_entropy + tau * cost
-        if mu and forecast.layers is not None:
-            loss = (
-                loss + mu * layer_loss(network, forecast.layers, batch, over_time=over_time).mean()
-            )
         right = losses.accuracy(forecast.logits.argmax(-1), batch.targets, batch.mask)
         return loss, {"accuracy": right, **losses.ponder_metrics(forecast.ponder)}
 
     return loss_fn
 
 
-def layer_loss(network: Forecaster, layers: Layers, batch: Batch, *, over_time: str) -> Array:
+def layer_loss(network: Forecaster, layers: Layers, batch: Batch, deepest: Array) -> Array:
     """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
 
     def of_layer(outputs, mask):
         return losses.softmax_cross_entropy(network.read(outputs), batch.targets, mask)
 
-    total = losses.over_layers(of_layer, layers, batch.mask)
-    return total if over_time == "sum" else total / batch.mask.sum(1)
+    return losses.over_layers(of_layer, layers, batch.mask, deepest=deepest)
 
 
 def mean_f1(network: Forecaster, batch: Batch) -> Array:

@@ -15,7 +15,7 @@ from actjax.tasks.batch import Batch
 from experiments import figures, run
 from experiments.data import load_text
 from experiments.network import Network, make_network
-from experiments.options import Options, parse
+from experiments.options import Options, joined, parse
 
 STRETCH = 120  # characters shown in a figure
 CONTEXT = 50  # characters read before them
@@ -97,23 +97,24 @@ PRESETS = {
 def main(argv: list[str]):
     """Trains a network, measures it on held-out text, draws its figures and prints a table."""
     options = parse("wikipedia", PRESETS, argv)
-    summary, folder = train(options)
-    found = summary["evaluation"]
-    error = found["bits_per_character_standard_error"]
-    run.show(
-        "Wikipedia, held-out text",
-        [
-            {
-                "model": summary["model"],
-                "updates": f"{summary['steps']:,}",
-                "bits per character": f"{found['bits_per_character']:.4f} +- {error:.4f}",
-                "ponder N + R": f"{found['ponder']:.2f}",
-                "largest": f"{found['ponder_max']:.1f}",
-                "time": f"{summary['wall_time_seconds']:.0f} s",
-            }
-        ],
-        *run.notes(summary, folder),
-    )
+    with joined(options):
+        summary, folder = train(options)
+        found = summary["evaluation"]
+        error = found["bits_per_character_standard_error"]
+        run.show(
+            "Wikipedia, held-out text",
+            [
+                {
+                    "model": summary["model"],
+                    "updates": f"{summary['steps']:,}",
+                    "bits per character": f"{found['bits_per_character']:.4f} +- {error:.4f}",
+                    "ponder N + R": f"{found['ponder']:.2f}",
+                    "largest": f"{found['ponder_max']:.1f}",
+                    "time": f"{summary['wall_time_seconds']:.0f} s",
+                }
+            ],
+            *run.notes(summary, folder),
+        )
 
 
 def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
@@ -231,17 +232,18 @@ def make_objective(options: Wikipedia):
 
     def objective(network: Network, batch, tau):
         logits, ponder, layers = network.with_layers(batch.inputs)
-        cross_entropy = losses.softmax_cross_entropy(
-            logits, batch.targets, batch.mask, over_time=over_time
-        ).mean()
-        cost = losses.ponder_cost(ponder.cost, over_time=over_time).mean()
-        loss = cross_entropy + tau * cost
+        total = losses.softmax_cross_entropy(logits, batch.targets, batch.mask)
         if options.mu and layers is not None:
-            read = lambda outputs, mask: losses.softmax_cross_entropy(  # noqa: E731
-                network.readout(outputs), batch.targets, mask
+            total += options.mu * losses.over_layers(
+                lambda outputs, mask: losses.softmax_cross_entropy(
+                    network.readout(outputs), batch.targets, mask
+                ),
+                layers,
+                batch.mask,
+                deepest=total,
             )
-            of_layers = losses.over_layers(read, layers, batch.mask).mean()
-            loss += options.mu * of_layers / (options.window if over_time == "mean" else 1)
+        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
+        loss = cross_entropy + tau * losses.ponder_cost(ponder.cost, over_time=over_time).mean()
         return loss, {
             "bits_per_character": losses.bits_per_character(logits, batch.targets, batch.mask),
             "accuracy": losses.accuracy(logits.argmax(-1), batch.targets, batch.mask),

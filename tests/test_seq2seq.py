@@ -93,6 +93,11 @@ def test_the_losses_of_layers_that_ran_add_up():
             expected[b] += np.log(np.exp(logits).sum()) - logits[targets[b, t]]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
+    layers = actjax.Layers(states, jnp.asarray(count))
+    deepest = one_layer(layers.deepest, mask & (count > 0))
+    known = losses.over_layers(one_layer, layers, mask, deepest=deepest)
+    np.testing.assert_allclose(known, expected, rtol=1e-5)
+
 
 def test_halves_and_lengths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="decoder must read and carry on what the encoder does"):
