@@ -21,7 +21,7 @@ from experiments import forecast, run
 from experiments.data import load_prices
 from experiments.forecast import Forecaster
 from experiments.network import make_core
-from experiments.options import Options, as_json, parse
+from experiments.options import Options, as_json, check_one_process, parse
 from experiments.plots import lfact
 from experiments.sweep import compact, set_cpu_devices
 
@@ -165,6 +165,7 @@ def check(options: Finance):
         raise ValueError(f"mu is {options.mu}; it must not be negative")
     if options.ponder_budget is not None:
         raise ValueError(f"ponder_budget is {options.ponder_budget}; finance has a fixed tau only")
+    check_one_process("finance", options)
     if options.devices != 1:
         raise ValueError(
             f"devices is {options.devices}; finance spreads whole networks over all devices"

@@ -1,5 +1,6 @@
 """The options that every experiment has, and how a command line becomes a record of them."""
 
+import contextlib
 import dataclasses
 import inspect
 import pathlib
@@ -7,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+
+from actjax.training import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Options:
     learning_rate: float = 1e-3
     """Adam's learning rate."""
     devices: int = 1
-    """Devices that share each batch, which their number must divide."""
+    """Devices of each process that share each batch, which their number must divide."""
     steps: int = 10_000
     """Updates in the whole run."""
     seed: int = 0
@@ -69,6 +72,14 @@ class Options:
     """Folder of the run. Default: runs/, then the experiment, the model and the seed."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in that folder from its last checkpoint."""
+
+    coordinator: str | None = None
+    """For a run of many processes, each started with the same options and its own number: HOST:PORT
+    of process 0, or auto where Slurm, Open MPI, a TPU or the like tells all three."""
+    process_id: int | None = None
+    """The number of this process, from 0."""
+    num_processes: int | None = None
+    """How many there are."""
 
 
 Config = TypeVar("Config", bound=Options)
@@ -107,9 +118,13 @@ def check(config: Options):
             f"checkpoint_every is {config.checkpoint_every}; it must be a multiple of "
             f"log_every = {config.log_every}"
         )
-    if not 1 <= config.devices <= config.batch_size or config.batch_size % config.devices:
+    distributed.check(config.coordinator, config.process_id, config.num_processes)
+    processes = config.num_processes or 1
+    if config.devices < 1 or config.batch_size % (config.devices * processes):
+        name = "devices" if processes == 1 else "devices x num_processes"
         raise ValueError(
-            f"devices is {config.devices}; it must divide batch_size = {config.batch_size}"
+            f"{name} is {config.devices * processes}; it must divide batch_size = "
+            f"{config.batch_size}"
         )
     if config.tau < 0:
         raise ValueError(f"tau is {config.tau}; it must not be negative")
@@ -121,6 +136,22 @@ def check(config: Options):
         raise ValueError(f"lanes is {config.lanes}; it must be at least 1")
     if config.seed < 0:
         raise ValueError(f"seed is {config.seed}; it must not be negative")
+
+
+def joined(config: Options) -> contextlib.AbstractContextManager[None]:
+    """The block in which the processes of a run work together."""
+    return distributed.joined(
+        config.coordinator, process_id=config.process_id, num_processes=config.num_processes
+    )
+
+
+def check_one_process(experiment: str, config: Options):
+    """Refuses to share among processes what is not made for it."""
+    if config.coordinator is not None:
+        raise ValueError(
+            f"coordinator is {config.coordinator!r}; {experiment} runs in one process, whose "
+            "devices share the networks"
+        )
 
 
 def run_folder(experiment: str, config: Options) -> pathlib.Path:
@@ -135,9 +166,10 @@ def label(config: Options) -> str:
 
 
 def as_json(experiment: str, config: Options) -> dict[str, Any]:
-    """What the run is a function of, as JSON can hold it: not where it is kept."""
+    """What the run is a function of, as JSON can hold it: not where it is kept or made."""
     values = dataclasses.asdict(config)
-    del values["out"], values["resume"]
+    for name in ("out", "resume", "coordinator", "process_id", "num_processes"):
+        del values[name]
     return {"experiment": experiment, **values}
 
 

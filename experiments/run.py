@@ -14,7 +14,7 @@ import optax
 
 import actjax
 from actjax import budget, training
-from actjax.training import sharding
+from actjax.training import distributed, sharding
 from actjax.training.step import Sample
 from experiments.network import Network
 from experiments.options import Options, as_json, label, run_folder
@@ -48,14 +48,14 @@ def train(
     controller = make_controller(options)
     folder = run_folder(experiment, options)
     config = as_json(experiment, options) | {"data_sha256": data_id}
-    training.claim_folder(folder, config, resume=options.resume)
+    mesh = make_mesh(options.devices)
+    claim_folder(folder, config, options)
     optimizer = optax.adam(options.learning_rate)
 
     def loss_fn(network, batch, tau_state):
         loss, metrics = objective(network, batch, tau_state.tau)
         return loss, {**metrics, "tau": tau_state.tau}
 
-    mesh = make_mesh(options.devices)
     step = training.make_train_step(
         sample,
         loss_fn,
@@ -67,12 +67,13 @@ def train(
     if score is not None:
         step = training.keep_best(step, score, every=options.log_every)
         state = training.with_best(state)
+    key = jax.random.key(options.seed)
     if mesh is not None:
-        state, data = sharding.replicate((state, data), mesh)
+        state, key, data = sharding.replicate((state, key, data), mesh)
     state = training.fit(
         step,
         state,
-        key=jax.random.key(options.seed),
+        key=key,
         steps=options.steps,
         data=data,
         directory=folder,
@@ -80,14 +81,30 @@ def train(
         checkpoint_every=options.checkpoint_every,
         description=f"{experiment} {label(options)}",
     )
-    return (state.model if score is None else state.extra.model), folder
+    distributed.leave_to_first()
+    network = state.model if score is None else state.extra.model
+    return (network if mesh is None else sharding.one_copy(network)), folder
+
+
+def claim_folder(folder: pathlib.Path, config: dict[str, Any], options: Options):
+    """`training.claim_folder` for all processes of a run, and on whatever devices it goes on."""
+    free = ("steps", "devices")
+    distributed.check_alike("the options and the data", config)
+    distributed.on_first(
+        lambda: training.claim_folder(folder, config, resume=options.resume, free=free)
+    )
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh | None:
-    """The devices that share each batch, or None for one."""
-    if devices > jax.device_count():
-        raise ValueError(f"devices is {devices}; there are {jax.device_count()}")
-    return None if devices == 1 else sharding.make_mesh(jax.devices()[:devices])
+    """The devices that share each batch, so many of each process, or None for one in all."""
+    if devices > jax.local_device_count():
+        raise ValueError(f"devices is {devices}; there are {jax.local_device_count()}")
+    shared = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:devices]
+    ]
+    return None if len(shared) == 1 else sharding.make_mesh(shared)
 
 
 def input_size(sample: Sample, data: Any = ()) -> int:
@@ -144,12 +161,14 @@ def finish(
 
 
 def command(argv: list[str]) -> str:
-    """The command line that gives a run again: without the place where this one was kept."""
-    words, places = [], iter(argv)
-    for word in places:
-        if word == "--out":
-            next(places, None)
-        elif word != "--resume" and not word.startswith("--out="):
+    """The command line that gives a run again: without the place where this one was kept, and
+    without the processes that shared it."""
+    places = ("--out", "--coordinator", "--process-id", "--num-processes")
+    words, rest = [], iter(argv)
+    for word in rest:
+        if word in places:
+            next(rest, None)
+        elif word != "--resume" and not word.startswith(tuple(f"{place}=" for place in places)):
             words.append(word)
     return shlex.join(["python", "-m", "experiments", *words])
 

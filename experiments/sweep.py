@@ -21,7 +21,7 @@ from actjax.training.metrics import write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
 from experiments.network import make_network
-from experiments.options import Options, as_json, label, parse
+from experiments.options import Options, as_json, check_one_process, label, parse
 from experiments.smoothing import smooth, solved_at
 
 TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
@@ -117,6 +117,7 @@ def read(argv: list[str]) -> tuple[synthetic.Task, Grid, Options]:
         return_unknown_args=True,
     )
     options = parse(task.name, task.presets, rest)
+    check_one_process("sweep", options)
     if grid.seeds < 1:
         raise ValueError(f"seeds is {grid.seeds}; it must be at least 1")
     if not 0 < grid.solved <= 1:

@@ -13,7 +13,7 @@ from actjax import losses
 from actjax.tasks.batch import Batch
 from experiments import evaluation, figures, run
 from experiments.network import Network, make_network
-from experiments.options import Options, parse
+from experiments.options import Options, joined, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +51,24 @@ class Task:
 
 def main(task: Task, argv: list[str]):
     """Trains a network, evaluates it, draws its figures and prints a table."""
-    summary, folder = train(task, parse(task.name, task.presets, argv))
-    found = summary["evaluation"]
-    run.show(
-        task.name.capitalize(),
-        [
-            {
-                "model": summary["model"],
-                "updates": f"{summary['steps']:,}",
-                "sequence error rate": f"{found['error']:.4f}",
-                "ponder N + R": f"{found['ponder']:.2f}",
-                "largest": f"{found['ponder_max']:.1f}",
-                "time": f"{summary['wall_time_seconds']:.0f} s",
-            }
-        ],
-        *run.notes(summary, folder),
-    )
+    options = parse(task.name, task.presets, argv)
+    with joined(options):
+        summary, folder = train(task, options)
+        found = summary["evaluation"]
+        run.show(
+            task.name.capitalize(),
+            [
+                {
+                    "model": summary["model"],
+                    "updates": f"{summary['steps']:,}",
+                    "sequence error rate": f"{found['error']:.4f}",
+                    "ponder N + R": f"{found['ponder']:.2f}",
+                    "largest": f"{found['ponder_max']:.1f}",
+                    "time": f"{summary['wall_time_seconds']:.0f} s",
+                }
+            ],
+            *run.notes(summary, folder),
+        )
 
 
 def train(task: Task, options: Options) -> tuple[dict[str, Any], pathlib.Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 class Checkpoints:
@@ -14,7 +15,8 @@ class Checkpoints:
 
     A checkpoint holds every leaf under its path in the tree, and a seal: the type and shape of each
     leaf and a digest of them all, so that a damaged or foreign checkpoint is noticed. Orbax writes
-    into a temporary folder and renames it when it is whole.
+    into a temporary folder and renames it when it is whole. Processes that train together write it
+    together, into a folder that all of them share, and any other number of them can read it.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
@@ -105,7 +107,7 @@ class Checkpoints:
 def digest(tree: Any) -> str:
     """SHA-256 over the paths, types, shapes and bytes of all leaves: equal for identical trees.
 
-    Leaves spread over several processes enter by type and shape alone.
+    Where the leaves are does not matter; if over several processes, all of them must call this.
 
     Example:
       >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
@@ -116,8 +118,9 @@ def digest(tree: Any) -> str:
     total = hashlib.sha256()
     for name, leaf in sorted(_named_leaves(tree).items()):
         total.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        if getattr(leaf, "is_fully_addressable", True):
-            total.update(np.asarray(leaf).tobytes())
+        if not getattr(leaf, "is_fully_addressable", True) and not leaf.is_fully_replicated:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        total.update(np.asarray(leaf).tobytes())
     return total.hexdigest()
 
 

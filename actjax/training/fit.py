@@ -6,9 +6,11 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 from jax import Array
 
 from actjax.training.checkpoint import Checkpoints
+from actjax.training.distributed import check_alike
 from actjax.training.metrics import MetricsFile, plain
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
@@ -44,6 +46,9 @@ def fit(
     every `log_every` updates (metrics.jsonl), a checkpoint every `checkpoint_every` and at the end
     (checkpoints/STEP). Killed at any moment and called again with the same arguments, it ends with
     the same bits as if it had not been. See `claim_folder` for a guard against other settings.
+
+    Of many processes (`actjax.training.distributed`) all make the same call, with `state`, `key`
+    and `data` replicated over their mesh and a folder that they share; the first writes the rows.
 
     Args:
       train_step: `(state, key, data) -> (state, metrics)`; see `make_train_step`.
@@ -101,21 +106,27 @@ def fit(
 
 
 class RunFiles:
-    """The metrics and checkpoints in the folder of a run, as a context manager."""
+    """The metrics and checkpoints in the folder of a run, as a context manager.
+
+    Every process of a run has one; the first writes the metrics.
+    """
 
     def __init__(self, directory: str | os.PathLike):
         directory = pathlib.Path(directory)
         self._checkpoints = Checkpoints(directory / CHECKPOINTS)
         self._step = self._checkpoints.latest() or 0
-        self._metrics = MetricsFile(directory / METRICS, step=self._step)
-        self.seconds = self._metrics.seconds
+        check_alike(f"the checkpoints in {str(directory)!r}", self._step)
+        first = jax.process_index() == 0
+        self._metrics = MetricsFile(directory / METRICS, step=self._step) if first else None
+        self.seconds = self._metrics.seconds if first else 0.0
 
     def restore(self, state: TrainState) -> TrainState:
         """The state of the newest checkpoint, or `state` where there is none."""
         return own_state(self._checkpoints.restore(self._step, state)) if self._step else state
 
     def append(self, row: dict[str, Any]):
-        self._metrics.append(row)
+        if self._metrics:
+            self._metrics.append(row)
 
     def save(self, step: int, state: TrainState):
         self._checkpoints.save(step, state)
@@ -132,7 +143,8 @@ class RunFiles:
         return self
 
     def __exit__(self, *_):
-        self._metrics.close()
+        if self._metrics:
+            self._metrics.close()
         self._checkpoints.close()
 
 

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import jax
+
 # metric -> (label, format), in the order shown; those a run does not have are left out
 SHOWN = {
     "loss": ("loss", ".4f"),
@@ -17,7 +19,7 @@ class Progress:
     """A line with rate, loss, accuracy or bits per character, ponder and time left.
 
     A context manager. Draws with rich where standard output is a terminal and does nothing
-    elsewhere, so that logs and pipes stay clean.
+    elsewhere, so that logs and pipes stay clean; of many processes, the first draws.
 
     Args:
       description: the name of the run, shown first.
@@ -76,7 +78,7 @@ def _make_bar():
     except ImportError:  # progress is a comfort: a run without the extra goes on without it
         return None
     console = rich.console.Console()
-    if not console.is_terminal:
+    if jax.process_index() or not console.is_terminal:
         return None
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),

@@ -5,14 +5,20 @@
 
 The loss runs inside `shard_map`: each device runs the adaptive loop on its own rows, which ends
 when its own lanes are done, and the devices meet once, where gradients and metrics are averaged.
+A batch that is drawn in the same program is drawn where its rows are used: JAX's random bits are a
+function of their place, so each device makes its own and all together make what one would.
+
+The devices may be those of many processes; see `actjax.training.distributed`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,8 +51,16 @@ def make_mesh(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """A copy of every array on every device of the mesh, all of whose processes must call this."""
+    everywhere = NamedSharding(mesh, P())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)  # device_put refuses keys
+
+
+def one_copy(tree: Any) -> Any:
+    """Of every array that `replicate` made, the copy on one device of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def data_parallel(loss_fn: Callable[..., tuple[Array, dict[str, Array]]], mesh: Mesh) -> Callable:
@@ -69,14 +83,22 @@ def data_parallel(loss_fn: Callable[..., tuple[Array, dict[str, Array]]], mesh: 
     shards = mesh.shape[DATA]
 
     def on_one_device(model, batch, *rest):
+        # A model that may differ from device to device has a gradient that is each device's own, so
+        # that all there is to reduce goes as one vector: one collective an update, not one a leaf.
+        model = jax.tree.map(lambda leaf: lax.pcast(leaf, DATA, to="varying"), model)
         (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch, *rest)
-        # The model is the same on all devices, so the transpose has added its gradients up.
-        gradient = jax.tree.map(lambda leaf: leaf / shards, gradient)
-        reduced = {
-            name: lax.pmax(value, DATA) if name.endswith("_max") else lax.pmean(value, DATA)
-            for name, value in metrics.items()
+        flat, restore = ravel_pytree((loss, gradient, jax.tree.map(in_own_row, metrics)))
+        loss, gradient, metrics = restore(lax.psum(flat, DATA))
+        metrics = {
+            name: rows.max(0) if name.endswith("_max") else rows.mean(0)
+            for name, rows in metrics.items()
         }
-        return (lax.pmean(loss, DATA), reduced), gradient
+        return (loss / shards, metrics), jax.tree.map(lambda leaf: leaf / shards, gradient)
+
+    def in_own_row(value):
+        """Among zeros, so that a sum over the devices is the values of all: [shards, ...]."""
+        rows = jnp.zeros((shards, *value.shape), value.dtype)
+        return rows.at[lax.axis_index(DATA)].set(value)
 
     def differentiate(model, batch, *rest):
         rows = jax.tree.leaves(batch)[0].shape[0]
