@@ -115,7 +115,7 @@ def test_gradients_agree_with_finite_differences():
         model = make(jnp.float64)
         xs, (_, start) = jnp.asarray(XS, jnp.float64), starts()
         start = start._replace(states=start.states.astype(jnp.float64))
-        gradient = jax.grad(objective)(model, xs, start)
+        gradient = jax.jit(jax.grad(objective))(model, xs, start)
         value = jax.jit(objective)
         rng = np.random.default_rng(1)
         direction = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), model)
@@ -218,8 +218,9 @@ def test_it_runs_under_vmap_and_in_bfloat16():
     many = jax.jit(jax.vmap(jax.grad(objective), in_axes=(0, None, None)))
     start = make().initial_state(B)
     together = many(models, XS, start)
+    one = jax.jit(jax.grad(objective))
     for index in range(2):
-        alone = jax.grad(objective)(jax.tree.map(lambda m, i=index: m[i], models), XS, start)
+        alone = one(jax.tree.map(lambda m, i=index: m[i], models), XS, start)
         for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(b[index], a, atol=1e-4)
     half = actjax.LFACT(D, H, max_layers=L, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
