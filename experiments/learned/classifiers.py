@@ -12,6 +12,8 @@ from actjax import training
 from actjax.learned import meta
 from actjax.learned.problems import Images, classifier
 from actjax.learned.problems.classifier import Model, accuracy
+from actjax.learned.stopping import at_step, first_step, halting_states
+from actjax.learned.transform import default_rule
 from experiments import run
 from experiments.learned import baselines, evaluate, figures, train
 from experiments.learned.options import BASELINES, LearnedOptions, as_json, label, run_folder
@@ -127,9 +129,6 @@ def learned_curves(learned, make_family, model, key, count, steps, data):
 
 def halting(options: LearnedOptions, heldout, scores, accuracies) -> dict[str, Any]:
     """Where the default rule stops, and what that costs in accuracy."""
-    from actjax.learned.stopping import at_step, first_step, halting_states
-    from actjax.learned.transform import default_rule
-
     horizon = options.horizon
     belief = train.posterior(options)
     states = halting_states(belief, jnp.asarray(scores[:, :horizon]))
@@ -157,13 +156,19 @@ def show(options: LearnedOptions, found: dict[str, Any], folder: pathlib.Path):
         for aim, row in aims.items():
             title = f"{name} {row['learning_rate']:.3g} (tuned for the {aim} loss)"
             rows.append({"model": title, **_cells(row)})
-    notes = [f"results and figures: {folder}"]
-    if "learned" in found:
-        notes.insert(
-            0, "test accuracy {mean:.3f} ± {sd:.3f}".format(**found["learned"]["test_accuracy"])
-        )
+    notes = []
     if "halting" in found:
-        notes.insert(0, f"halting: {found['halting']}")
+        mean = {name: row["mean"] for name, row in found["halting"].items()}
+        notes.append(
+            f"halts after {mean['steps']:.1f} steps with a test accuracy of "
+            f"{mean['test_accuracy']:.3f}; after {options.horizon} it is "
+            f"{mean['test_accuracy_at_horizon']:.3f}"
+        )
+    if "learned" in found:
+        notes.append(
+            "test accuracy {mean:.3f} ± {sd:.3f}".format(**found["learned"]["test_accuracy"])
+        )
+    notes.append(f"results and figures: {folder}")
     run.show("Mean held-out loss after so many steps, and its sum", rows, *notes)
 
 
