@@ -71,12 +71,26 @@ def sweep(results: dict) -> str:
     return "\n".join(lines)
 
 
+def memory(results: dict) -> str:
+    given = results["arguments"]
+    lines = [
+        f"\nLSTM {given['hidden']}, T {given['time']}, B {given['batch_size']}, "
+        f"M {given['max_steps']}.\n",
+        "| | MB |",
+        "|---|---|",
+    ]
+    names = {"while": "adaptive loop", "scan": "masked scan"}
+    lines += [f"| {names[row['loop']]} | {row['memory_mb']:,.0f} |" for row in results["rows"]]
+    return "\n".join(lines)
+
+
 TABLES = {
     "ponder": (
         ponder,
         "A training step in ms (forward, backward, Adam; the floor is the matrix products alone)",
     ),
     "lfact": (lfact, "A training step in ms on windows of text (B 64, T 50, GRU 128, softmax 256)"),
+    "memory": (memory, "Memory that a gradient needs, as the compiler plans it"),
     "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
 }

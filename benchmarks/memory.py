@@ -1,0 +1,78 @@
+"""The memory that the gradient of a long sequence needs, as the compiler plans it; nothing is run.
+
+    python benchmarks/memory.py [--hidden 1500] [--out benchmarks/results/memory-cpu.json]
+
+Wikipedia as Graves 2016 trained it: an LSTM of 1500 units over 500 characters, M 100. The adaptive
+loop keeps the residuals of one segment of iterations and recomputes the others; the masked scan
+keeps those of all M steps of all inputs.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from timing import machine
+
+import actjax
+from experiments import run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden", type=int, default=1500)
+    parser.add_argument("--time", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-steps", type=int, default=100)
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    rows = [measure(arguments, loop) for loop in ("while", "scan")]
+    for row in rows:
+        print(f"{row['loop']:6} {row['memory_mb']:10.0f} MB  {row['compile_s']:6.1f} s to compile")
+    if arguments.out:
+        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+        record = {
+            "command": command,
+            "arguments": vars(arguments),
+            **run.environment(),
+            **machine(),
+            "rows": rows,
+        }
+        with open(arguments.out, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+def measure(arguments, loop: str) -> dict:
+    """What the program needs beside its arguments and results."""
+
+    def make():
+        return actjax.ACT(
+            256,
+            arguments.hidden,
+            cell=nnx.OptimizedLSTMCell,
+            max_steps=arguments.max_steps,
+            loop=loop,
+            rngs=nnx.Rngs(0),
+        )
+
+    def loss(model, xs):
+        _, outputs, ponder = model(xs)
+        return (outputs**2).mean() + ponder.cost.mean()
+
+    xs = jax.ShapeDtypeStruct((arguments.batch_size, arguments.time, 256), jnp.float32)
+    began = time.perf_counter()
+    compiled = jax.jit(jax.grad(loss)).lower(jax.eval_shape(make), xs).compile()
+    return {
+        "loop": loop,
+        "memory_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "compile_s": time.perf_counter() - began,
+    }
+
+
+if __name__ == "__main__":
+    main()
