@@ -109,8 +109,7 @@ def make_plan(
     if lanes < batch:  # lanes that are served from a queue are all busy until its last sequences
         bound += (batch - 1) * bound // lanes
     if segment is None:
-        kept = split.residuals + split.pending
-        row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in kept)
+        row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in split.residuals)
         wanted = _SEGMENT_BASE + _SEGMENT_STEPS * math.ceil(batch * time / lanes)
         segment = max(math.isqrt(bound), min(wanted, _SEGMENT_BYTES // max(1, row_bytes)))
     segment = min(segment, bound)
