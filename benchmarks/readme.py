@@ -5,6 +5,8 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIBRARIES = "jax", "flax", "torch"
+HOW = "eager", "compiled"
 COLUMNS = (
     "setting",
     "mean N",
@@ -84,6 +86,51 @@ def memory(results: dict) -> str:
     return "\n".join(lines)
 
 
+def peers(results: dict) -> str:
+    titles = "setting", "mean N", "actjax", "a dispatch each"
+    forms = [f"torch, {form}, {how}" for form in ("masked", "compact") for how in HOW]
+    titles += *forms, "PyPI package (its N)", "fastest torch / actjax"
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for figure in results["ratios"][::2]:  # every other is that of "a dispatch each"
+        place = figure["setting"], figure["level"]
+        here = [row for row in results["rows"] if (row["setting"], row.get("level")) == place]
+        at = {row["contender"]: row for row in here}
+        own = [row for who, row in at.items() if who.startswith("actjax")]
+        each = [row for row in own if row["contender"].endswith("each")]
+        package = at["PyPI package"]
+        cells = [place[0], f"{own[0]['mean_ponder']:.2f}"]
+        cells += [f"{min(row['train_ms'] for row in rows):.3g}" for rows in (own, each)]
+        cells += [f"{at[form]['train_ms']:.3g}" for form in forms]
+        cells += [f"{package['train_ms']:.3g} ({package['mean_ponder']:.2f})"]
+        lines.append("| " + " | ".join([*cells, f"**{figure['value']:.2f}**"]) + " |")
+    return "\n" + "\n".join([*lines, "", *conformance(results["conformance"])])
+
+
+def conformance(rows: list[dict]) -> list[str]:
+    lines = [
+        "Beside the NumPy float64 reference, RNN and LSTM, halting biases 10, 1, -1, -3 and -10: "
+        "largest differences, least cosines of the gradients of ponder cost and task, and at the "
+        "limit of 30 the steps told and taken. (The package's cost is meant for its gradient.)",
+        "",
+        "| | N | R | p | outputs | ponder cost | cosine, ponder | cosine, task | at M |",
+        "|" + "---|" * 9,
+    ]
+    for who in dict.fromkeys(row["contender"] for row in rows):
+        own = [row for row in rows if row["contender"] == who]
+        least = {
+            key: min(row[key] for row in own if row[key] is not None)
+            for key in ("cosine_ponder", "cosine_task")
+        }
+        limit = next(row for row in own if row["case"] == "at M")
+        cells = [f"{max(row['steps'] for row in own):.0f}"]
+        for key in ("remainder", "weights", "outputs", "cost"):
+            cells.append(f"{max(row[key] for row in own):.1g}")
+        cells += [f"{value:.4f}" for value in least.values()]
+        cells.append(f"{limit['steps_max']}, {limit['weights_max']}")
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    return lines
+
+
 TABLES = {
     "ponder": (
         ponder,
@@ -91,6 +138,7 @@ TABLES = {
     ),
     "lfact": (lfact, "A training step in ms on windows of text (B 64, T 50, GRU 128, softmax 256)"),
     "memory": (memory, "Memory that a gradient needs, as the compiler plans it"),
+    "peers": (peers, "ACT in PyTorch beside this package: a training step in ms"),
     "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
 }
@@ -101,7 +149,8 @@ def main() -> None:
     for kind, (table, title) in TABLES.items():
         for path in sorted((ROOT / "benchmarks/results").glob(f"{kind}-*.json")):
             results = json.loads(path.read_text())
-            versions = ", ".join(f"{k} {results['versions'][k]}" for k in ("jax", "flax"))
+            known = results["versions"]
+            versions = ", ".join(f"{k} {known[k]}" for k in LIBRARIES if k in known)
             machine = (
                 f"{results['cores']} cores of {results['cpu']}"
                 if "cpu" in results

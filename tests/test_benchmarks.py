@@ -1,7 +1,11 @@
-"""The benchmark of the loops runs, and its loops agree; how fast they are is not tested."""
+"""The benchmark of the loops runs, and its loops agree; how fast they are is not tested.
+
+So does the conformance table of `peers.py`, for this package: PyTorch is not needed here.
+"""
 
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -61,3 +65,31 @@ def test_unknown_setting(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--setting", "parities"])
     assert "parities" in capsys.readouterr().err
+
+
+def test_conformance(benchmark):
+    import conformance
+
+    cases = {"bias 1": 1.0, "at M": -10.0}
+    ordinary, limit = conformance.conformance("rnn", cases)
+    for row in (ordinary, limit):
+        for key in ("remainder", "weights", "outputs", "cost"):
+            assert row[key] < 1e-5
+        assert row["steps"] == 0
+        assert min(row["cosine_ponder"], row["cosine_task"]) > 0.99999
+    assert limit["steps_max"] == limit["weights_max"] == conformance.LIMITS["max_steps"]
+    assert 1 < ordinary["steps_max"] < limit["steps_max"]
+
+    # What stops a step early is told from what is right.
+    found = conformance.Result(*np.ones((2, 1, 1, 1)), *np.ones((2, 1, 1, 2)), *np.ones((3, 1)))
+    other = found._replace(steps=2 * found.steps, task_gradient=-found.task_gradient)
+    row = conformance.compare(other, found)
+    assert row["steps"] == 1 and row["cosine_task"] == -1 and row["weights"] == 0
+
+
+def test_peers_without_pytorch(benchmark, monkeypatch):
+    import peers
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match=r"pip install 'torch>=2.5'.*--no-deps.*torch is missing"):
+        peers.main(["--quick"])
