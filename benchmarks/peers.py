@@ -15,8 +15,9 @@ requirements exclude every PyTorch since 2.0: install it with pip's `--no-deps`.
 
 A training step is forward, backward and Adam (fused in PyTorch) with the same float32 weights and
 inputs, on as many threads as there are cores; the rate of 1e-9 keeps the ponders as they are. Times
-are the least of rounds in which the contenders take turns. What a PyTorch network has inside of its
-loop is "eager" or "compiled"; the loop itself cannot be, since its end depends on the data.
+are the least of rounds in which the contenders take turns; "matrix products alone" is the floor of
+`ponder.py`. What a PyTorch network has inside of its loop is "eager" or "compiled"; the loop itself
+cannot be, since its end depends on the data.
 
 The last table has the largest differences to the NumPy float64 reference (`conformance.py`). The
 PyPI package tells no R, for which the last weight stands here, and its cost is meant for its
@@ -45,6 +46,7 @@ from experiments.run import environment, show
 
 PACKAGE = "pytorch-adaptive-computation-time"
 EPSILON = ponder.EPSILON
+FLOOR = "matrix products alone"
 CELLS = {1: "rnn", 4: "lstm"}  # by the gates of `ponder.Setting`
 # The other number of lanes and, by the mean N, the bias of the halting unit and a factor on its
 # kernel, as in `ponder.LEVELS`.
@@ -139,6 +141,11 @@ def measure(name, setting, torch, torch_peers, *, rounds, compiled, **timing) ->
             row = {"setting": name, "level": level, "contender": who, **told}
             rows.append(row | {"train_ms": min(times[who]), "rounds_ms": times[who]})
             print(f"{name}, {level}, {who}: {min(times[who]):.3f} ms", file=sys.stderr)
+        _, told = next(iter(contenders.values()))
+        total = round(told["mean_ponder"] * setting.batch * setting.time)
+        floor = 1e3 * ponder.measure_floor(setting, setting.batch, total, **timing)
+        row = {"setting": name, "level": level, "contender": FLOOR, **told}
+        rows.append(row | {"train_ms": floor})
     if compiled:
         network = torch.compile(networks["torch, masked, eager"], fullgraph=True)
         row = {"setting": name, "contender": "torch, masked, compiled in one graph"}

@@ -89,7 +89,7 @@ def memory(results: dict) -> str:
 def peers(results: dict) -> str:
     titles = "setting", "mean N", "actjax", "a dispatch each"
     forms = [f"torch, {form}, {how}" for form in ("masked", "compact") for how in HOW]
-    titles += *forms, "PyPI package (its N)", "fastest torch / actjax"
+    titles += *forms, "PyPI package (its N)", "floor", "fastest torch / actjax"
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for figure in results["ratios"][::2]:  # every other is that of "a dispatch each"
         place = figure["setting"], figure["level"]
@@ -102,7 +102,8 @@ def peers(results: dict) -> str:
         cells += [f"{min(row['train_ms'] for row in rows):.3g}" for rows in (own, each)]
         cells += [f"{at[form]['train_ms']:.3g}" for form in forms]
         cells += [f"{package['train_ms']:.3g} ({package['mean_ponder']:.2f})"]
-        lines.append("| " + " | ".join([*cells, f"**{figure['value']:.2f}**"]) + " |")
+        cells += [f"{at['matrix products alone']['train_ms']:.3g}", f"**{figure['value']:.2f}**"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n" + "\n".join([*lines, "", *conformance(results["conformance"])])
 
 
