@@ -48,11 +48,11 @@ PACKAGE = "pytorch-adaptive-computation-time"
 EPSILON = ponder.EPSILON
 FLOOR = "matrix products alone"
 CELLS = {1: "rnn", 4: "lstm"}  # by the gates of `ponder.Setting`
-# The other number of lanes and, by the mean N, the bias of the halting unit and a factor on its
-# kernel, as in `ponder.LEVELS`.
+# The other number of lanes, the rounds of timing and, by the mean N, the bias of the halting unit and
+# a factor on its kernel, as in `ponder.LEVELS`.
 SETTINGS = {
-    "parity": (64, {"2": (1.0, 1.0), "5": (-0.5, 2.0)}),
-    "addition": (32, {"2": (1.0, 1.0), "5": (-1.0, 2.0)}),
+    "parity": (64, 12, {"2": (1.0, 1.0), "5": (-0.5, 2.0)}),
+    "addition": (32, 4, {"2": (1.0, 1.0), "5": (-1.0, 2.0)}),
 }
 NEEDS = (
     "benchmarks/peers.py compares with PyTorch, install it with `pip install 'torch>=2.5'` and "
@@ -120,9 +120,11 @@ def theirs(torch, network, xs):
     return call, facts(network(xs).steps.detach().numpy())
 
 
-def measure(name, setting, torch, torch_peers, *, rounds, compiled, **timing) -> list[dict]:
+def measure(name, setting, torch, torch_peers, *, quick: bool) -> list[dict]:
     """The rows of one setting."""
-    other, levels = SETTINGS[name]
+    other, rounds, levels = SETTINGS[name]
+    compiled, rounds = not quick, 1 if quick else rounds
+    timing = {"target": 0.005} if quick else {}
     xs, rows = torch.tensor(np.asarray(setting.inputs())), []
     options = {"cell": CELLS[setting.gates], "max_steps": setting.max_steps, "epsilon": EPSILON}
     for level, halting in levels.items():
@@ -236,7 +238,6 @@ def readable(row: dict) -> dict[str, str]:
 def run(parts: list[str], torch, torch_peers, *, quick: bool) -> dict:
     """The results of some parts, with where and how long they ran."""
     result = {"rows": [], "conformance": [], "parts": {}}
-    timing = {"target": 0.005, "rounds": 1} if quick else {"rounds": 4}
     command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
     for part in parts:
         began = time.perf_counter()
@@ -247,8 +248,7 @@ def run(parts: list[str], torch, torch_peers, *, quick: bool) -> dict:
         else:
             setting = ponder.SETTINGS[part]
             setting = ponder.quick(setting) if quick else setting
-            peers = torch, torch_peers
-            result["rows"] += measure(part, setting, *peers, compiled=not quick, **timing)
+            result["rows"] += measure(part, setting, torch, torch_peers, quick=quick)
         wall_s = time.perf_counter() - began
         result["parts"][part] = {**machine(), "command": command, "wall_s": wall_s}
     return result
