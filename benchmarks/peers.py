@@ -48,8 +48,8 @@ PACKAGE = "pytorch-adaptive-computation-time"
 EPSILON = ponder.EPSILON
 FLOOR = "matrix products alone"
 CELLS = {1: "rnn", 4: "lstm"}  # by the gates of `ponder.Setting`
-# The other number of lanes, the rounds of timing and, by the mean N, the bias of the halting unit and
-# a factor on its kernel, as in `ponder.LEVELS`.
+# The other number of lanes, the rounds of timing and, by the mean N, the bias of the halting unit
+# and a factor on its kernel, as in `ponder.LEVELS`.
 SETTINGS = {
     "parity": (64, 12, {"2": (1.0, 1.0), "5": (-0.5, 2.0)}),
     "addition": (32, 4, {"2": (1.0, 1.0), "5": (-1.0, 2.0)}),
