@@ -55,7 +55,7 @@ SETTINGS = {
     "addition": (32, 4, {"2": (1.0, 1.0), "5": (-1.0, 2.0)}),
 }
 NEEDS = (
-    "benchmarks/peers.py compares with PyTorch, install it with `pip install 'torch>=2.5'` and "
+    "benchmarks/peers.py compares with PyTorch: it needs `pip install 'torch>=2.5'` and "
     "`pip install --no-deps pytorch-adaptive-computation-time` ({} is missing)."
 )
 
