@@ -1,0 +1,152 @@
+"""What a second process brings: one process against two that share each batch.
+
+    python benchmarks/processes.py [--out benchmarks/results/processes-cpu.json]
+
+A training step of ACT (forward, backward, Adam), the same number of sequences for every process,
+each of which computes with one thread. "two runs apart" share nothing: what the machine gives. What
+"two processes" lose to them is what they wait for each other: until the gradients are added up, and
+for the one whose sequences ponder longer. The three take turns, and of each the best turn counts.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from timing import machine
+
+from actjax import training
+from actjax.training import distributed, sharding
+from experiments import parity, run, wikipedia
+from experiments.network import make_network
+
+# name -> (experiment, options, updates in a dispatch); the batch size is that of one process
+SETTINGS = {
+    "parity": (parity, {"bits": 64, "hidden": 128, "batch_size": 128}, 50),
+    "text": (wikipedia, {"hidden": 128, "batch_size": 32}, 2),
+}
+ALONE, APART, TOGETHER = "one process", "two runs apart", "two processes"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--setting", choices=SETTINGS, action="append")
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--out")
+    parser.add_argument("--worker", nargs=2, metavar=("ADDRESS", "ID"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments)
+        return
+    rows = [row for name in arguments.setting or SETTINGS for row in measure(name, arguments)]
+    print(f"{'':24} {'ms an update':>12} {'sequences/s':>12} {'/ one':>6}")
+    for row in rows:
+        print(
+            f"{row['setting']:8} {row['name']:15} {row['ms']:12.2f} "
+            f"{row['sequences_per_second']:12.0f} {row['over_one']:6.2f}"
+        )
+    if arguments.out:
+        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
+        record = {
+            "command": command,
+            "arguments": {"setting": arguments.setting, "turns": arguments.turns},
+            **run.environment(),
+            **machine(),
+            "rows": rows,
+        }
+        with open(arguments.out, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+def measure(setting: str, arguments) -> list[dict]:
+    """Starts two processes; the first prints the rows."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    command = [sys.executable, __file__, "--setting", setting, "--turns", str(arguments.turns)]
+    workers = [
+        subprocess.Popen(
+            [*command, "--worker", address, str(number)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"NPROC": "1"},  # threads that XLA computes with
+        )
+        for number in range(2)
+    ]
+    printed = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        raise SystemExit(f"{setting}: a process failed; see above")
+    return json.loads(printed[0].splitlines()[-1])
+
+
+def work(arguments):
+    """One of the two processes."""
+    address, number = arguments.worker
+    (setting,) = arguments.setting
+    with distributed.joined(address, process_id=int(number), num_processes=2):
+        local, size, _ = make_call(setting, shared=False)
+        shared, _, ponder = make_call(setting, shared=True)
+        idle = lambda: None  # noqa: E731
+        calls = {ALONE: idle if jax.process_index() else local, APART: local, TOGETHER: shared}
+        turns = {name: [] for name in calls}
+        for _ in range(arguments.turns):
+            for name, call in calls.items():
+                multihost_utils.sync_global_devices(name)
+                began = time.perf_counter()
+                call()
+                turns[name].append(time.perf_counter() - began)
+        seconds = multihost_utils.process_allgather(np.array([turns[name] for name in calls]))
+        distributed.leave_to_first()
+        rows = []
+        for name, times in zip(calls, seconds.max(0), strict=True):  # of the slower process
+            each = float(times.min()) / SETTINGS[setting][-1]
+            rate = size * (1 if name == ALONE else 2) / each
+            row = {"setting": setting, "name": name, "ms": 1e3 * each, "sequences_per_second": rate}
+            row["over_one"] = rate / (rows[0]["sequences_per_second"] if rows else rate)
+            rows.append(row | {"ponder_steps": ponder})
+        print(json.dumps(rows))
+
+
+def make_call(setting: str, *, shared: bool):
+    """A function that does some updates and waits for them, the sequences a process, the mean N."""
+    experiment, changes, updates = SETTINGS[setting]
+    options = dataclasses.replace(experiment.PRESETS["demo"], halt_bias=-1.0, **changes)
+    size, processes = options.batch_size, jax.process_count() if shared else 1
+    options = dataclasses.replace(options, batch_size=size * processes)
+    if setting == "text":
+        corpus = jax.random.randint(jax.random.key(0), (100_000,), 0, 256, jnp.uint8)
+        data, features = wikipedia.Data(corpus, None), (256, 256)
+        sample, objective = wikipedia.sampler(options), wikipedia.make_objective(options)
+    else:
+        data, features = (), (options.bits, 1)
+        sample, objective = parity.sampler(options), parity.objective
+    optimizer = optax.adam(0.0)  # so that the ponder stays as it is
+    state = training.init_state(make_network(options, *features), optimizer)
+    key, mesh = jax.random.key(1), run.make_mesh(1) if shared else None
+    if mesh is not None:
+        state, key, data = sharding.replicate((state, key, data), mesh)
+    step = training.make_train_step(
+        sample, lambda network, batch: objective(network, batch, 0.01), optimizer, mesh=mesh
+    )
+    chunk = training.make_chunk(step, updates)
+    state, _, metrics = chunk(state, key, data)
+
+    def call():
+        nonlocal state
+        state = jax.block_until_ready(chunk(state, key, data))[0]
+
+    return call, size, float(metrics["ponder_steps"])
+
+
+if __name__ == "__main__":
+    main()
