@@ -8,7 +8,6 @@ line takes longest.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import shlex
@@ -102,7 +101,7 @@ def measure(arguments) -> list[dict]:
 
 
 def trained(updates: int, corpus: np.ndarray) -> actjax.ACT:
-    options = dataclasses.replace(wikipedia.PRESETS["demo"], halt_bias=-0.5)
+    options = wikipedia.PRESETS["demo"]
     network = make_network(options, text.SYMBOLS, text.SYMBOLS)
     optimizer = optax.adam(options.learning_rate)
     objective = wikipedia.make_objective(options)
