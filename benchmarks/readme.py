@@ -62,6 +62,10 @@ def stream(results: dict) -> str:
     ]
     for row in results["rows"]:
         lines.append(f"| {row['name']} | {row['characters_per_second']:.0f} | {row['gain']:.2f} |")
+    found = ", ".join(f"{row['over_floor']:.3f} ({row['lanes']})" for row in results["iterations"])
+    lines.append(
+        f"\nIterations over sum(N) / lanes, 64 windows of 500 characters (lanes): {found}."
+    )
     return "\n".join(lines)
 
 

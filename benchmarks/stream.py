@@ -4,7 +4,8 @@
 
 An ACT network (GRU 128) is trained on the text for a while, then reads lines of the held-out part
 in the order of the text: `stream` with lanes kept full, and whole batches, which wait for whichever
-line takes longest.
+line takes longest. Beside them, on windows of 500 characters, the iterations that the lanes take
+over sum(N) / lanes.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ponder import schedule
 from timing import machine
 
 import actjax
@@ -37,12 +39,14 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    rows = measure(arguments)
+    rows, iterations = measure(arguments)
     for row in rows:
         print(
             f"{row['name']:24} {row['characters_per_second']:10.0f} characters/s "
             f"{row['gain']:5.2f} x"
         )
+    for row in iterations:
+        print(f"{row['lanes']:3} lanes: iterations / floor {row['over_floor']:.3f}")
     if arguments.out:
         command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
         record = {
@@ -51,12 +55,13 @@ def main():
             **run.environment(),
             **machine(),
             "rows": rows,
+            "iterations": iterations,
         }
         with open(arguments.out, "w") as file:
             json.dump(record, file, indent=1)
 
 
-def measure(arguments) -> list[dict]:
+def measure(arguments) -> tuple[list[dict], list[dict]]:
     begin, held_out = text.split(load_text("wikipedia"))
     core = trained(arguments.train, begin)
     lines = read_lines(held_out, arguments.lines, arguments.longest)
@@ -97,6 +102,18 @@ def measure(arguments) -> list[dict]:
     }
     found = actjax.stream_batch(core, lines, lanes=lanes)
     rows[0]["ponder_steps"] = float(np.concatenate([r.steps for r in found]).mean())
+    return rows, count_iterations(core, held_out)
+
+
+def count_iterations(core: actjax.ACT, held_out: np.ndarray) -> list[dict]:
+    """Of 64 windows of 500 characters, by lanes."""
+    batch, window = 64, 500
+    xs = jax.nn.one_hot(held_out[: batch * window].reshape(batch, window), text.SYMBOLS)
+    steps = np.asarray(jax.jit(lambda core, xs: core(xs)[2].steps)(core, xs))
+    rows = []
+    for lanes in (64, 32, 16):
+        over_floor = schedule(steps, lanes) * lanes / int(steps.sum())
+        rows.append({"lanes": lanes, "ponder_steps": float(steps.mean()), "over_floor": over_floor})
     return rows
 
 
