@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 from timing import machine
 
 from actjax import training
@@ -36,7 +38,7 @@ SETTINGS = {
     "parity": (parity, {"bits": 64, "hidden": 128, "batch_size": 128}, 50),
     "text": (wikipedia, {"hidden": 128, "batch_size": 32}, 2),
 }
-ALONE, APART, TOGETHER = "one process", "two runs apart", "two processes"
+ALONE, APART, TOGETHER, SUM = "one process", "two runs apart", "two processes", "the sum"
 
 
 def main():
@@ -52,10 +54,10 @@ def main():
     rows = [row for name in arguments.setting or SETTINGS for row in measure(name, arguments)]
     print(f"{'':24} {'ms an update':>12} {'sequences/s':>12} {'/ one':>6}")
     for row in rows:
-        print(
-            f"{row['setting']:8} {row['name']:15} {row['ms']:12.2f} "
-            f"{row['sequences_per_second']:12.0f} {row['over_one']:6.2f}"
-        )
+        rates = ""
+        if "over_one" in row:
+            rates = f"{row['sequences_per_second']:12.0f} {row['over_one']:6.2f}"
+        print(f"{row['setting']:8} {row['name']:15} {row['ms']:12.2f} {rates}")
     if arguments.out:
         command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
         record = {
@@ -94,10 +96,12 @@ def work(arguments):
     address, number = arguments.worker
     (setting,) = arguments.setting
     with distributed.joined(address, process_id=int(number), num_processes=2):
-        local, size, _ = make_call(setting, shared=False)
-        shared, _, ponder = make_call(setting, shared=True)
+        local, options, network = make_call(setting, shared=False)
+        shared, _, _ = make_call(setting, shared=True)
+        floats = sum(leaf.size for leaf in jax.tree.leaves(network))
         idle = lambda: None  # noqa: E731
         calls = {ALONE: idle if jax.process_index() else local, APART: local, TOGETHER: shared}
+        calls[SUM] = make_sum(floats, SETTINGS[setting][-1])
         turns = {name: [] for name in calls}
         for _ in range(arguments.turns):
             for name, call in calls.items():
@@ -110,19 +114,39 @@ def work(arguments):
         rows = []
         for name, times in zip(calls, seconds.max(0), strict=True):  # of the slower process
             each = float(times.min()) / SETTINGS[setting][-1]
-            rate = size * (1 if name == ALONE else 2) / each
-            row = {"setting": setting, "name": name, "ms": 1e3 * each, "sequences_per_second": rate}
-            row["over_one"] = rate / (rows[0]["sequences_per_second"] if rows else rate)
-            rows.append(row | {"ponder_steps": ponder})
+            row = {"setting": setting, "name": name, "ms": 1e3 * each}
+            if name == SUM:
+                row["floats"] = floats
+            else:
+                rate = options.batch_size * (1 if name == ALONE else 2) / each
+                row |= {"sequences_per_second": rate}
+                row["over_one"] = rate / (rows[0]["sequences_per_second"] if rows else rate)
+            rows.append(row)
         print(json.dumps(rows))
 
 
+def make_sum(floats: int, times: int):
+    """A function that adds up a vector over the processes so many times, and waits for it."""
+    mesh = run.make_mesh(1)
+
+    def sums(vector):
+        def one(_, vector):
+            return lax.pcast(lax.psum(vector, sharding.DATA) / 2, sharding.DATA, to="varying")
+
+        return lax.fori_loop(0, times, one, lax.pcast(vector, sharding.DATA, to="varying"))
+
+    run_sums = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=P(), out_specs=P(sharding.DATA)))
+    vector = sharding.replicate(jnp.ones(floats), mesh)
+    jax.block_until_ready(run_sums(vector))
+    return lambda: jax.block_until_ready(run_sums(vector))
+
+
 def make_call(setting: str, *, shared: bool):
-    """A function that does some updates and waits for them, the sequences a process, the mean N."""
+    """A function that does some updates and waits for them, its options and its network."""
     experiment, changes, updates = SETTINGS[setting]
     options = dataclasses.replace(experiment.PRESETS["demo"], halt_bias=-1.0, **changes)
-    size, processes = options.batch_size, jax.process_count() if shared else 1
-    options = dataclasses.replace(options, batch_size=size * processes)
+    if shared:
+        options = dataclasses.replace(options, batch_size=2 * options.batch_size)
     if setting == "text":
         corpus = jax.random.randint(jax.random.key(0), (100_000,), 0, 256, jnp.uint8)
         data, features = wikipedia.Data(corpus, None), (256, 256)
@@ -131,7 +155,8 @@ def make_call(setting: str, *, shared: bool):
         data, features = (), (options.bits, 1)
         sample, objective = parity.sampler(options), parity.objective
     optimizer = optax.adam(0.0)  # so that the ponder stays as it is
-    state = training.init_state(make_network(options, *features), optimizer)
+    network = make_network(options, *features)
+    state = training.init_state(network, optimizer)
     key, mesh = jax.random.key(1), run.make_mesh(1) if shared else None
     if mesh is not None:
         state, key, data = sharding.replicate((state, key, data), mesh)
@@ -139,13 +164,13 @@ def make_call(setting: str, *, shared: bool):
         sample, lambda network, batch: objective(network, batch, 0.01), optimizer, mesh=mesh
     )
     chunk = training.make_chunk(step, updates)
-    state, _, metrics = chunk(state, key, data)
+    state = chunk(state, key, data)[0]
 
     def call():
         nonlocal state
         state = jax.block_until_ready(chunk(state, key, data))[0]
 
-    return call, size, float(metrics["ponder_steps"])
+    return call, options, network
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def joined(
         yield
         return
     watch = _start_watch(coordinator, process_id, num_processes)
+    jax.config.update("jax_enable_preemption_service", False)  # which would not let SIGTERM end us
     try:
         jax.distributed.initialize(
             None if coordinator == AUTO else coordinator,
