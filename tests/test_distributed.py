@@ -25,11 +25,6 @@ from actjax import losses, training
 from actjax.tasks import parity
 from actjax.training import distributed
 from actjax.training.sharding import make_mesh, replicate
-from experiments import parity as experiment
-from experiments import run
-from experiments.__main__ import main
-from experiments.network import make_network
-from experiments.options import parse
 
 fitting = sys.modules["actjax.training.fit"]  # the module; the package has the function
 STEPS = 6
@@ -203,10 +198,20 @@ def test_an_experiment_of_two_processes_is_written_once_and_one_can_go_on(tmp_pa
 
 def train_here(argv):
     """The experiment's training alone, in this process."""
-    task = experiment.TASK
+    from experiments import parity, run  # here: the processes of this file start sooner without
+    from experiments.network import make_network
+    from experiments.options import parse
+
+    task = parity.TASK
     options = parse(task.name, task.presets, argv[1:])
     network = make_network(options, *task.features(options))
     run.train(task.name, options, network, task.sampler(options), task.objective(options))
+
+
+def experiment(argv):
+    from experiments.__main__ import main
+
+    return main(argv)
 
 
 AT = ["--coordinator", "localhost:1"]
@@ -225,7 +230,7 @@ AT = ["--coordinator", "localhost:1"]
     ],
 )
 def test_wrong_flags_are_answered_with_one_sentence(argv, sentence, capsys, tmp_path):
-    assert main([*SMALL, "--out", str(tmp_path / "run"), *argv]) == 2
+    assert experiment([*SMALL, "--out", str(tmp_path / "run"), *argv]) == 2
     assert capsys.readouterr().err.startswith(f"error: {sentence}")
     assert not list(tmp_path.iterdir())
 
@@ -233,7 +238,7 @@ def test_wrong_flags_are_answered_with_one_sentence(argv, sentence, capsys, tmp_
 def test_what_runs_in_one_process_says_so(capsys):
     where = [*AT, "--process-id", "0", "--num-processes", "2"]
     for name in (["sweep", "parity"], ["finance"]):
-        assert main([*name, *where]) == 2
+        assert experiment([*name, *where]) == 2
         assert f"{name[0]} runs in one process" in capsys.readouterr().err
 
 
