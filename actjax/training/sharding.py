@@ -38,8 +38,8 @@ def make_mesh(
     Raises:
       ValueError: the counts do not give the number of devices.
 
-    >>> make_mesh(data=1).shape
-    OrderedDict({'members': 1, 'data': 1})
+    >>> dict(make_mesh(jax.devices()[:1]).shape)
+    {'members': 1, 'data': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     data = len(devices) // max(1, members) if data is None else data
