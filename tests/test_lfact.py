@@ -90,8 +90,10 @@ def objective(model, xs, start, lengths=None):
     return value + (jnp.arange(1.0, xs.shape[1] + 1) * ponder.remainder).sum()
 
 
-@pytest.mark.parametrize("cell", [nnx.GRUCell, nnx.OptimizedLSTMCell])
-@pytest.mark.parametrize("options", [{}, {"combine": "mlp", "attend": "lower"}])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [(nnx.GRUCell, {}), (nnx.OptimizedLSTMCell, {"combine": "mlp", "attend": "lower"})],
+)
 def test_gradients_of_the_loops_agree(cell, options):
     model = make(cell=cell, **options)
     start = model.initial_state(B)
