@@ -123,7 +123,7 @@ def trained(updates: int, corpus: np.ndarray) -> actjax.ACT:
     optimizer = optax.adam(options.learning_rate)
     objective = wikipedia.make_objective(options)
     step = training.make_train_step(
-        wikipedia.sampler(options), lambda n, batch: objective(n, batch, 1e-3), optimizer
+        wikipedia.sampler(options), lambda n, batch: objective(n, batch, options.tau), optimizer
     )
     data = wikipedia.Data(jnp.asarray(corpus), None)
     state = training.init_state(network, optimizer)
