@@ -7,7 +7,6 @@ import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,9 +18,7 @@ def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ponder
 
-    jax.config.update("jax_disable_most_optimizations", True)  # compilation is most of the test
-    yield ponder
-    jax.config.update("jax_disable_most_optimizations", False)
+    return ponder
 
 
 def test_quick_run(benchmark, tmp_path, capsys):

@@ -39,7 +39,6 @@ def run(closes, folder, *options):
 def results(closes, tmp_path_factory):
     """The folder of the results of two runs, and of two made of them at other settings."""
     folder = tmp_path_factory.mktemp("results")
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     for model, other in (("rnn", {"train_on": 20, "training_rows": 20}), ("lfact", {"mu": 0})):
         path = folder / "finance" / f"{model}.json"
         options = ["--model", model, "--preset", "cpu", "--seeds", "2", "--results", str(path)]
@@ -47,7 +46,6 @@ def results(closes, tmp_path_factory):
         summary = json.loads(path.read_text())
         summary["members"] = [member | other for member in summary["members"]]
         path.with_stem(f"{model}-other").write_text(json.dumps(summary))
-    jax.config.update("jax_disable_most_optimizations", False)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -33,11 +32,9 @@ def sweep(task, folder, *options):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     assert sweep("parity", folder, "--models", "rnn,act", "--tau", "1e-1,1e-2", "--seeds", "2") == 0
     for task in ("logic", "addition", "sort"):
         assert sweep(task, folder) == 0
-    jax.config.update("jax_disable_most_optimizations", False)
     return folder
 
 
