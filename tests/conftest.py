@@ -1,19 +1,13 @@
-import os
-
-# Compiling is most of the time of these tests, and of the processes that they start; the loops
-# themselves are tested with all optimizations (`optimized`).
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-
 import jax
 import pytest
 
 
 @pytest.fixture(scope="module")
-def optimized():
-    """Compiles the tests of a module as users' programs are compiled."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
+def quick_compilation():
+    """For modules in which compiling is most of the time: without most of XLA's optimizations."""
     jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

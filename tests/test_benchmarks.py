@@ -14,7 +14,7 @@ BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark(monkeypatch, quick_compilation):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ponder
 

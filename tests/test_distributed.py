@@ -106,7 +106,7 @@ def start(count: int, *command: str) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             [sys.executable, *(w.format(address=address, id=number, of=count) for w in command)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -36,7 +36,7 @@ def run(closes, folder, *options):
 
 
 @pytest.fixture(scope="module")
-def results(closes, tmp_path_factory):
+def results(closes, tmp_path_factory, quick_compilation):
     """The folder of the results of two runs, and of two made of them at other settings."""
     folder = tmp_path_factory.mktemp("results")
     for model, other in (("rnn", {"train_on": 20, "training_rows": 20}), ("lfact", {"mu": 0})):

@@ -154,7 +154,7 @@ def test_one_step_leaves_nothing_to_decide():
 
 
 @pytest.mark.parametrize("nu", [0.9, 0.9999])
-def test_float32_holds_for_long_horizons_and_wild_logits(nu):
+def test_float32_holds_for_long_horizons_and_wild_logits(nu, quick_compilation):
     rng = np.random.default_rng(1)
     logits = np.float32(rng.normal(size=10_000) * 200)
     score = np.float32(-np.abs(rng.normal(size=10_000)))

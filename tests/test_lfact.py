@@ -11,6 +11,7 @@ from actjax import Layers
 from actjax.attention import Attention, transmission
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 B, T, D, H, L = 4, 5, 3, 6, 4
 LENGTHS = [5, 0, 2, 4]
 XS = np.random.default_rng(0).standard_normal((B, T, D)).astype(np.float32)

@@ -30,7 +30,7 @@ def sweep(task, folder, *options):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, quick_compilation):
     folder = tmp_path_factory.mktemp("results")
     assert sweep("parity", folder, "--models", "rnn,act", "--tau", "1e-1,1e-2", "--seeds", "2") == 0
     for task in ("logic", "addition", "sort"):

@@ -9,6 +9,7 @@ from flax import nnx
 import actjax
 from actjax import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 B, T, D, H, S = 3, 5, 4, 6, 3
 XS = np.random.default_rng(0).standard_normal((B, T, D)).astype(np.float32)
 

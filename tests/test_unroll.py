@@ -11,7 +11,6 @@ import actjax
 from actjax.plan import Plan
 from tests import reference
 
-pytestmark = pytest.mark.usefixtures("optimized")
 B, T, D, H, M = 5, 4, 3, 6, 7
 GATES = {"simple": 1, "gru": 3, "lstm": 4}
 LENGTHS = [4, 0, 1, 3, 2]
