@@ -23,15 +23,15 @@ class MNISTOptions(LearnedOptions):
 DEMO = MNISTOptions(
     batch_size=1,
     columns=1000,
-    steps=3000,
-    validate_every=250,
+    steps=600,
+    validate_every=50,
     validation_size=4,
     test_size=16,
     test_steps=100,
     tuning_size=8,
     learning_rate=5e-3,
-    log_every=50,
-    checkpoint_every=250,
+    log_every=10,
+    checkpoint_every=50,
 )
 PRESETS = {
     "demo": DEMO,
