@@ -9,6 +9,7 @@ from flax import nnx
 import actjax
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CELLS = [nnx.SimpleCell, nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell]
 XS = jax.random.normal(jax.random.key(0), (3, 4, 5))
 

@@ -6,6 +6,7 @@ from flax import nnx
 
 import actjax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 D, H = 3, 6
 LENGTHS = [7, 1, 12, 4, 3, 9, 1, 5]
 RNG = np.random.default_rng(0)
