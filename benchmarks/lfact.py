@@ -8,20 +8,16 @@ the losses of intermediate layers. L is varied at the same N: only the layers us
 """
 
 import argparse
-import json
-import pathlib
-import shlex
-import sys
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from timing import machine, seconds_each
+from timing import seconds_each, write
 
 from actjax import training
-from experiments import run, wikipedia
+from experiments import wikipedia
 from experiments.network import Network, make_network
 
 PONDERS = (1.05, 2.0)
@@ -44,17 +40,7 @@ def main():
             f"{row['model']:8} {row['limit'] or '':>3} {row['mu']:5.2f} {row['ponder_steps']:7.2f} "
             f"{row['ms']:8.1f} {ratio}"
         )
-    if arguments.out:
-        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
-        record = {
-            "command": command,
-            "arguments": vars(arguments),
-            **run.environment(),
-            **machine(),
-            "rows": rows,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(record, file, indent=1)
+    write(arguments.out, vars(arguments), rows=rows)
 
 
 def measure(arguments) -> list[dict]:

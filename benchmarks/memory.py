@@ -8,19 +8,14 @@ keeps those of all M steps of all inputs.
 """
 
 import argparse
-import json
-import pathlib
-import shlex
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from timing import machine
+from timing import write
 
 import actjax
-from experiments import run
 
 
 def main():
@@ -34,17 +29,7 @@ def main():
     rows = [measure(arguments, loop) for loop in ("while", "scan")]
     for row in rows:
         print(f"{row['loop']:6} {row['memory_mb']:10.0f} MB  {row['compile_s']:6.1f} s to compile")
-    if arguments.out:
-        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
-        record = {
-            "command": command,
-            "arguments": vars(arguments),
-            **run.environment(),
-            **machine(),
-            "rows": rows,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(record, file, indent=1)
+    write(arguments.out, vars(arguments), rows=rows)
 
 
 def measure(arguments, loop: str) -> dict:

@@ -12,8 +12,6 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
-import shlex
 import socket
 import subprocess
 import sys
@@ -26,7 +24,7 @@ import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from timing import machine
+from timing import write
 
 from actjax import training
 from actjax.training import distributed, sharding
@@ -58,17 +56,8 @@ def main():
         if "over_one" in row:
             rates = f"{row['sequences_per_second']:12.0f} {row['over_one']:6.2f}"
         print(f"{row['setting']:8} {row['name']:15} {row['ms']:12.2f} {rates}")
-    if arguments.out:
-        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
-        record = {
-            "command": command,
-            "arguments": {"setting": arguments.setting, "turns": arguments.turns},
-            **run.environment(),
-            **machine(),
-            "rows": rows,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(record, file, indent=1)
+    settings = {"setting": arguments.setting, "turns": arguments.turns}
+    write(arguments.out, settings, rows=rows)
 
 
 def measure(setting: str, arguments) -> list[dict]:

@@ -9,10 +9,6 @@ over sum(N) / lanes.
 """
 
 import argparse
-import json
-import pathlib
-import shlex
-import sys
 import time
 
 import jax
@@ -20,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ponder import schedule
-from timing import machine
+from timing import write
 
 import actjax
 from actjax import training
 from actjax.tasks import text
-from experiments import run, wikipedia
+from experiments import wikipedia
 from experiments.data import load_text
 from experiments.network import make_network
 
@@ -47,18 +43,7 @@ def main():
         )
     for row in iterations:
         print(f"{row['lanes']:3} lanes: iterations / floor {row['over_floor']:.3f}")
-    if arguments.out:
-        command = shlex.join(["python", f"benchmarks/{pathlib.Path(__file__).name}", *sys.argv[1:]])
-        record = {
-            "command": command,
-            "arguments": vars(arguments),
-            **run.environment(),
-            **machine(),
-            "rows": rows,
-            "iterations": iterations,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(record, file, indent=1)
+    write(arguments.out, vars(arguments), rows=rows, iterations=iterations)
 
 
 def measure(arguments) -> tuple[list[dict], list[dict]]:

@@ -11,10 +11,7 @@ update, for each member still running, once half of them have left.
 # ruff: noqa: E402  (the number of devices is set before they are looked at)
 import argparse
 import dataclasses
-import json
 import os
-import shlex
-import sys
 import time
 
 import jax
@@ -24,11 +21,12 @@ jax.config.update("jax_num_cpu_devices", CORES)
 
 import jax.numpy as jnp
 import numpy as np
+from timing import write
 
 from actjax.training import make_chunk
 from actjax.training.state import own_state
 from actjax.training.sweep import BATCHING, stack_states, sweep
-from experiments import parity, run
+from experiments import parity
 from experiments.sweep import make_member
 
 
@@ -48,12 +46,7 @@ def main():
             f"{row['name']:34} {row['ms']:17.3f} {rows[0]['ms'] / row['ms']:6.2f} "
             f"{row['first_call_s']:13.1f}"
         )
-    if arguments.out:
-        command = shlex.join(["python", "benchmarks/sweep.py", *sys.argv[1:]])
-        record = {"command": command, "arguments": vars(arguments), **run.environment()}
-        record["rows"] = rows
-        with open(arguments.out, "w") as file:
-            json.dump(record, file, indent=2)
+    write(arguments.out, vars(arguments), rows=rows)
 
 
 def measure(arguments) -> list[dict]:

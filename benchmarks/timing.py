@@ -1,12 +1,18 @@
-"""What the benchmarks share: the time of one update, and the machine it was taken on."""
+"""What the benchmarks share: the time of one update, the machine it was taken on, the record."""
 
+import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 import time
+from typing import Any
 
 import jax
+
+from experiments import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -31,6 +37,22 @@ def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
         return min(once, timed(1))
     updates = max(1, round(target / once))
     return min(timed(updates) / updates for _ in range(repeats))
+
+
+def write(out: str | None, arguments: dict[str, Any], **results: Any):
+    """Writes the file `out`, if there is to be one: the results, and what gave them, and where."""
+    if not out:
+        return
+    script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
+    record = {
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "arguments": arguments,
+        **run.environment(),
+        **machine(),
+        **results,
+    }
+    with open(out, "w") as file:
+        json.dump(record, file, indent=1)
 
 
 def machine() -> dict:

@@ -19,11 +19,11 @@ from actjax.training.metrics import plain, write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import forecast, run
 from experiments.data import load_prices
+from experiments.ensemble import compact, set_cpu_devices
 from experiments.forecast import Forecaster
 from experiments.network import make_core
 from experiments.options import Options, as_json, check_one_process, parse
 from experiments.plots import lfact
-from experiments.sweep import compact, set_cpu_devices
 
 SUMMARY = "sweep.json"
 PERIODS = ("train", "validation", "test")

@@ -1,9 +1,7 @@
 """Sweeps: a grid over models, time penalties and seeds, the members of a model trained together."""
 
 import dataclasses
-import json
 import math
-import os
 import pathlib
 import shlex
 from typing import Annotated, Any
@@ -20,6 +18,7 @@ from actjax.tasks import text
 from actjax.training.metrics import write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
+from experiments.ensemble import compact, set_cpu_devices
 from experiments.network import make_network
 from experiments.options import Options, as_json, check_one_process, label, parse
 from experiments.smoothing import smooth, solved_at
@@ -321,21 +320,6 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return thinned
 
 
-def compact(summary: dict[str, Any]) -> str:
-    """JSON with a line for each member, and numbers to five digits: a few kilobytes a member."""
-    head = {name: value for name, value in summary.items() if name != "members"}
-    lines = ",\n".join(json.dumps(_rounded(m), separators=(",", ":")) for m in summary["members"])
-    return json.dumps(head, indent=1)[:-2] + f',\n "members": [\n{lines}\n]}}\n'
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One printed row a member."""
     return [
@@ -384,26 +368,6 @@ def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
 
 def group_name(options: Options) -> str:
     return options.model if options.model in ADAPTIVE else label(options)
-
-
-def set_cpu_devices(count: int):
-    """Asks for `count` CPU devices, or one a core, if no computation has run yet.
-
-    Each then works on one thread: members side by side use the cores better than one member's small
-    matrix products cut up between them.
-    """
-    if count < 0:
-        raise ValueError(f"cpu_devices is {count}; it must not be negative")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" in flags:  # the caller has asked already
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        jax.config.update("jax_num_cpu_devices", count or cores)
-    except RuntimeError:  # the devices are there already, with a program that called this one
-        return
-    if (count or cores) > 1:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def _numbers(name: str, text: str, kind) -> list:
