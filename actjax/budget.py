@@ -32,11 +32,13 @@ class TauState(NamedTuple):
 
     Attributes:
       tau: the time penalty to train with now.
+      dual: what `hold` has learned of the penalty that the budget needs; tau where nothing learns.
       ponder: running mean of the ponder cost measured so far; 0 before the first update.
       updates: number of updates so far.
     """
 
     tau: Array
+    dual: Array
     ponder: Array
     updates: Array
 
@@ -93,15 +95,19 @@ def hold(
     min_tau: float = 1e-6,
     max_tau: float = 1.0,
     integral: float = 5e-3,
-    proportional: float = 5.0,
+    proportional: float = 12.0,
     window: int = 50,
 ) -> TauController:
     """Holds the mean ponder cost at a budget: tau rises while it is above and falls while below.
 
-    A PI controller in the logarithm of tau, whose integral part is dual ascent on the constraint
-    E[N + R] = `ponder` with log tau as the dual variable. With e = log(running mean / budget),
-    clipped to [-1, 1], every update adds `integral * e + proportional * (change of e)` to log tau.
-    In this form the limits on tau need no extra guard against wind-up.
+    A PI controller. Its integral part is dual ascent on the constraint E[N + R] = `ponder` in the
+    logarithm of the dual variable: with e = log(running mean / budget), clipped to [-1, 1], every
+    update adds `integral * e` to log dual. Its proportional part acts at once, on the ponder of
+    the batch just measured: tau = dual * clip(1 + proportional * log(measured / budget), 0, 1).
+    There is no penalty at all on a network that ponders clearly less than its budget. That is
+    what a wrong start needs: a network follows tau over some 1000 updates, and a dual that is far
+    too large would else press halting down to one step, where no gradient is left to come back
+    by, long before dual ascent has taken it back.
 
     Below `min_tau` the penalty no longer matters: a network that ponders less than the budget then
     does so because the task does not reward more. Above `max_tau` it drowns the task's own loss.
@@ -110,12 +116,11 @@ def hold(
       ponder: the budget, a mean of N + R above 2, which is what a single step costs; a number or a
         traced scalar.
       tau: the value to start from, which the result should not depend on.
-      min_tau, max_tau: limits on tau.
+      min_tau, max_tau: limits on the dual.
       integral: gain on the error at each update; 5e-3 moves tau by up to a factor of e in 200.
-      proportional: gain on the change of the error. A network follows tau over some 1000 updates,
-        and proportional / integral, 1000 updates as well, cancels that delay: with much less of it
-        tau is still far up when the ponder arrives at the budget, and the ponder falls through it.
-      window: number of updates over which the ponder is averaged.
+      proportional: gain on the error of a batch: the penalty is gone at a ponder of
+        exp(-1 / proportional) times the budget, 8 % below it.
+      window: number of updates over which the ponder is averaged for the integral part.
 
     Raises:
       ValueError: for a budget of 2 or less, limits in the wrong order or a `tau` outside them, a
@@ -126,6 +131,8 @@ def hold(
       >>> state = controller.update(controller.init(), 5.0)
       >>> bool(state.tau > 0.01)
       True
+      >>> float(controller.update(state, 2.5).tau)
+      0.0
     """
     if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:
         raise ValueError(f"ponder budget is {ponder}; it must be above 2, the cost of one step")
@@ -138,16 +145,13 @@ def hold(
     if window < 1:
         raise ValueError(f"window is {window}; it must be at least 1")
 
-    def error(average):
-        return jnp.clip(jnp.log(average / ponder), -1.0, 1.0)
-
     def update(state, measured):
-        after = _watch(state, measured, window=window)
-        now = error(after.ponder)
-        before = jnp.where(state.updates == 0, now, error(state.ponder))
-        move = integral * now + proportional * (now - before)
-        log_tau = jnp.clip(jnp.log(state.tau) + move, jnp.log(min_tau), jnp.log(max_tau))
-        return after._replace(tau=jnp.exp(log_tau))
+        state = _watch(state, measured, window=window)
+        move = integral * jnp.clip(jnp.log(state.ponder / ponder), -1.0, 1.0)
+        log_dual = jnp.log(state.dual) + move
+        dual = jnp.exp(jnp.clip(log_dual, jnp.log(min_tau), jnp.log(max_tau)))
+        pressed = jnp.clip(1.0 + proportional * jnp.log(measured / ponder), 0.0, 1.0)
+        return state._replace(tau=dual * pressed, dual=dual)
 
     return TauController(init=lambda: _start(tau), update=update)
 
@@ -181,6 +185,7 @@ def halting_advice(steps: float, *, max_steps: int, margin: float = 0.02) -> str
 def _start(tau: ArrayLike) -> TauState:
     return TauState(
         tau=jnp.asarray(tau, jnp.float32),
+        dual=jnp.asarray(tau, jnp.float32),
         ponder=jnp.zeros((), jnp.float32),
         updates=jnp.zeros((), jnp.int32),
     )

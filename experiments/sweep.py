@@ -255,10 +255,9 @@ def make_member(task: synthetic.Task, options: Options):
         train_step = training.keep_best(train_step, score, every=options.log_every)
 
     def make_state(seed: Array, tau: Array) -> training.TrainState:
-        network = make_network(dataclasses.replace(options, seed=seed), *task.features(options))
-        extra = controller.init()
-        extra = extra._replace(tau=tau) if options.model in ADAPTIVE else extra
-        state = training.init_state(network, optimizer, extra)
+        member = dataclasses.replace(options, seed=seed, tau=tau)
+        network = make_network(member, *task.features(options))
+        state = training.init_state(network, optimizer, run.make_controller(member).init())
         return state if score is None else training.with_best(state)
 
     return train_step, make_state

@@ -37,7 +37,7 @@ def test_hold_reaches_its_budget_from_any_tau(target, tau):
     _, (ponder, taus) = simulate(controller, controller.init(), jnp.asarray(4.0), updates=20_000)
     np.testing.assert_allclose(ponder[-2000:].mean(), target, rtol=0.02)
     assert ponder[-2000:].std() < 0.05 * target
-    assert taus.min() >= 1e-6 * 0.999 and taus.max() <= 1.001
+    assert taus.max() <= 1.001
 
 
 @pytest.mark.parametrize("tau", [1e-5, 1e-1])
@@ -59,9 +59,9 @@ def test_hold_stops_at_its_limits_and_comes_back():
         )
     )
     above = push(state, 9.0)
-    assert np.isclose(above.tau, 0.2)
+    assert np.isclose(above.dual, 0.2) and above.tau == above.dual
     below = push(above, 2.0)
-    assert np.isclose(below.tau, 0.05)
+    assert np.isclose(below.dual, 0.05) and below.tau == 0
     assert push(below, 9.0).tau > 0.1  # no wind-up: a long stay at a limit is not remembered
 
 
