@@ -43,7 +43,8 @@ class Outputs(NamedTuple):
     input before left behind.
     """
 
-    states: list  # [rows, ...] mean-field states; with layers [rows, L, ...], s^1 .. s^N
+    states: list  # [B * T, ...] mean-field states; with layers the deepest, s^N
+    layers: list  # [rows, L, ...], s^1 .. s^N; empty without layers
     steps: jax.Array  # int32 [rows]
     remainder: jax.Array  # float [rows]
 
@@ -67,8 +68,10 @@ class Cotangents(NamedTuple):
     x: list  # [lanes, ...], of the input at work, so far
     xs: list  # [B * T, ...], of the inputs done
     initial: list  # [B, ...], of the initial states of the sequences done; only with a queue
-    below: list  # [lanes, L, ...], of the layers that the input at work looks at, so far
-    layers: list  # [rows, L, ...], of `Outputs.states`; both only with layers
+    # Only with layers, [lanes, L, ...] each:
+    own: list  # of the layers of the input at work, from the input after it
+    below: list  # of the layers that it looks at itself, so far
+    begin: list  # [B, L, ...], of those that the sequences done began with; only with a queue
 
 
 def start(plan: Plan, data: Data, zero: jax.Array) -> Lanes:
@@ -92,9 +95,12 @@ def _blank_mean(state: list, zero: jax.Array) -> list:
 
 def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs:
     rows = plan.output_rows
-    shapes = [s.shape[1:] for s in (data.below if plan.layers else lanes.state)]
     outputs = Outputs(
-        [blank(zero, (rows, *s), leaf.dtype) for s, leaf in zip(shapes, lanes.state, strict=True)],
+        [blank(zero, (plan.idle, *leaf.shape[1:]), leaf.dtype) for leaf in lanes.state],
+        [
+            blank(zero, (rows, *below.shape[1:]), leaf.dtype)
+            for below, leaf in zip(data.below, lanes.state, strict=bool(data.below))
+        ],
         steps=blank(zero, (rows,), jnp.int32),
         remainder=blank(zero, (rows,), lanes.total.dtype),
     )
@@ -102,8 +108,8 @@ def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs
         return outputs
     begin = jnp.arange(plan.batch) * (plan.time + 1)
     put = lambda leaf, before: leaf.at[begin].set(before.astype(leaf.dtype))  # noqa: E731
-    states = list(map(put, outputs.states, data.below))
-    return outputs._replace(states=states, steps=put(outputs.steps, data.count))
+    layers = list(map(put, outputs.layers, data.below))
+    return outputs._replace(layers=layers, steps=put(outputs.steps, data.count))
 
 
 def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
@@ -113,7 +119,7 @@ def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: ja
         return x
     row = plan.output_row(position) - 1
     read = lambda leaf: leaf.at[row].get(mode="clip")  # noqa: E731
-    return [*x, *map(read, outputs.states), read(outputs.steps), n]
+    return [*x, *map(read, outputs.layers), read(outputs.steps), n]
 
 
 def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes):
@@ -166,24 +172,17 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
 
 def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
     """Writes what the lanes that halted have found and, with layers, every lane's new layer."""
-    position, halted, states, n, remainder = emitted
-    position = jnp.where(halted, position, plan.idle)
-    if not plan.layers:
-        put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
-        return Outputs(
-            list(map(put, outputs.states, states)),
-            put(outputs.steps, n),
-            put(outputs.remainder, remainder),
-        )
-    row = plan.output_row(emitted.position)
-    put_layer = lambda leaf, rows: leaf.at[row, n - 1].set(rows, mode="drop")  # noqa: E731
-    row_done = plan.output_row(position)
-    put = lambda leaf, rows: leaf.at[row_done].set(rows, mode="drop")  # noqa: E731
-    return Outputs(
-        list(map(put_layer, outputs.states, states)),
-        put(outputs.steps, n),
-        put(outputs.remainder, remainder),
-    )
+    position = jnp.where(emitted.halted, emitted.position, plan.idle)
+    put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
+    states = list(map(put, outputs.states, emitted.states))
+    layers = outputs.layers
+    if plan.layers:
+        row, done = plan.output_row(emitted.position), plan.output_row(position)
+        put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")  # noqa: E731
+        layers = list(map(put_layer, layers, emitted.states))
+        put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")  # noqa: E731
+    steps, remainder = put(outputs.steps, emitted.n), put(outputs.remainder, emitted.remainder)
+    return Outputs(states, layers, steps, remainder)
 
 
 def final_state(plan: Plan, data: Data, lanes: Lanes, outputs: Outputs) -> list:
@@ -204,39 +203,37 @@ def _last_input(plan: Plan, data: Data) -> jax.Array:
 
 
 def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.Array):
-    """The registers before the last iteration is undone, and the cotangents of the outputs.
+    """The registers before the last iteration is undone, and the cotangents of the output states.
 
     Args:
       d_final: cotangents of `final_state`.
       d_states: cotangents of `Outputs.states`, None where there is none.
     """
-    d_state, d_initial, d_below, d_layers = d_final, [], [], []
+    row = lambda count, leaf: blank(zero, (count, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    rows = lambda count, leaves: [row(count, leaf) for leaf in leaves]  # noqa: E731
+    d_state, d_initial, d_begin = d_final, [], []
     if plan.layers:
-        shapes = [(plan.output_rows, *leaf.shape[1:]) for leaf in data.below]
-        blanks = [blank(zero, s, leaf.dtype) for s, leaf in zip(shapes, data.state, strict=True)]
-        d_layers = [b if d is None else d for d, b in zip(d_states, blanks, strict=True)]
-        d_below = [blank(zero, (plan.lanes, *b.shape[1:]), b.dtype) for b in blanks]
-        rows = lambda count, d: blank(zero, (count, *d.shape[1:]), d.dtype)  # noqa: E731
-        d_state = [rows(plan.lanes, leaf) for leaf in data.state]
-        d_initial = [rows(plan.batch, leaf) for leaf in data.state] if plan.queued else []
+        d_state = rows(plan.lanes, data.state)
+        d_initial = rows(plan.batch, data.state) if plan.queued else []
+        d_begin = rows(plan.batch, data.below) if plan.queued else []
     elif plan.queued:  # the final states were read from the outputs
         last = _last_input(plan, data)
-        whole = [blank(zero, (plan.idle, *d.shape[1:]), d.dtype) for d in d_final]
+        whole = rows(plan.idle, d_final)
         d_states = [b if d is None else d for d, b in zip(d_states, whole, strict=True)]
         d_states = [d.at[last].add(f, mode="drop") for d, f in zip(d_states, d_final, strict=True)]
         d_initial = select(data.lengths > 0, zeros(d_final), d_final)
-        d_state = [blank(zero, (plan.lanes, *d.shape[1:]), d.dtype) for d in d_final]
+        d_state = rows(plan.lanes, d_final)
     xs = [leaf for leaf in data.xs if is_float(leaf)]
-    rows = [] if plan.resident else xs
     back = Cotangents(
         state=d_state,
         mean=[] if plan.layers else _blank_mean(d_state, zero),
         last_weight=blank(zero, (plan.lanes,), halting_dtype(plan.split.halt_dtype)),
-        x=[blank(zero, (plan.lanes, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
-        xs=[blank(zero, leaf.shape, leaf.dtype) for leaf in xs],
+        x=[] if plan.resident else rows(plan.lanes, xs),
+        xs=rows(plan.idle, xs),
         initial=d_initial,
-        below=d_below,
-        layers=d_layers,
+        own=rows(plan.lanes, data.below),
+        below=rows(plan.lanes, data.below),
+        begin=d_begin,
     )
     return back, d_states
 
@@ -246,7 +243,7 @@ def retreat(
     fixed: list,
     data: Data,
     outputs: Outputs | None,
-    d_outputs: tuple[list, jax.Array],
+    d_outputs: Outputs,
     record: Record,
     residuals: list,
     back: Cotangents,
@@ -255,7 +252,7 @@ def retreat(
 
     Args:
       outputs: what the loop wrote; only with layers.
-      d_outputs: cotangents of the outputs, ``(states, remainder)``.
+      d_outputs: cotangents of the outputs; None for a state or layer that has none.
       record, residuals: as `advance` gave them.
       back: the registers after the iterations that came later.
 
@@ -263,26 +260,30 @@ def retreat(
       The registers, and what the weights' cotangents need of this iteration: the pending arrays of
       `SplitStep` or, where rows cannot be batched, the cotangents themselves.
     """
-    d_states, d_remainder = d_outputs
     live = record.position < plan.idle
     first = record.n == 1
     x = _inputs(plan, data, outputs, record.position, record.n)
     new, recovered = plan.split.recover(fixed, residuals, x, first)
     row = plan.output_row(record.position)
+    arrived = [None if d is None else plan.take(d, record.position) for d in d_outputs.states]
 
     if plan.layers:
-        # Every state is an output of its own, and the last is carried on.
-        own = [d.at[row, record.n - 1].get(mode="clip") for d in back.layers]
-        d_new, d_mean, d_last = add(back.state, own), [], back.last_weight
+        # Every state is a layer of its own, and carried on; the last is the deepest too.
+        lane = jnp.arange(plan.lanes)
+        d_new = add(back.state, [d[lane, record.n - 1] for d in back.own])
+        given = [
+            None if d is None else d.at[row, record.n - 1].get(mode="clip")
+            for d in d_outputs.layers
+        ]
+        d_new = _add_known(d_new, given)
+        d_new = _add_known(d_new, [None if d is None else scale(record.last, d) for d in arrived])
+        d_mean, d_last = [], back.last_weight
         d_weight = jnp.zeros_like(d_last)
-        d_cost = d_remainder.at[row].get(mode="clip")
+        d_cost = d_outputs.remainder.at[row].get(mode="clip")
     else:
         # What was carried on after the last step was the mean; it went to the output too.
-        arrived = [
-            d if out is None else d + plan.take(out, record.position)
-            for d, out in zip(back.state, d_states, strict=True)
-        ]
-        d_mean = select(record.last, cast(arrived, back.mean), back.mean)
+        d_carried = _add_known(back.state, arrived)
+        d_mean = select(record.last, cast(d_carried, back.mean), back.mean)
         d_weight = sum(
             (m * s.astype(m.dtype)).reshape(plan.lanes, -1).sum(-1).astype(record.weight.dtype)
             for m, s in zip(d_mean, new, strict=True)
@@ -290,7 +291,7 @@ def retreat(
         d_last = jnp.where(record.last, d_weight, back.last_weight)
         carried = select(record.last, zeros(back.state), back.state)
         d_new = add(carried, [scale(record.weight, m) for m in d_mean])
-        d_cost = plan.take(d_remainder, record.position)
+        d_cost = plan.take(d_outputs.remainder, record.position)
     d_halt = halting_step_transpose(d_weight, d_last, d_cost, record.last)
     d_new = select(live, d_new, zeros(d_new))
     d_before, dx, pending = plan.split.backward(
@@ -298,14 +299,11 @@ def retreat(
     )
 
     d_state = select(live, d_before, back.state)
-    d_x, d_xs, d_initial, d_below, d_layers = back[3:]
+    d_x, d_xs, d_initial, d_own, d_below, d_begin = back[3:]
     dx, d_looked_at = dx[: len(d_xs)], dx[len(d_xs) :]
     if plan.layers:
         d_below = add(select(record.last, zeros(d_below), d_below), d_looked_at)
-        at = jnp.where(first & live, row - 1, plan.output_rows)
-        d_layers = [
-            d.at[at].add(rows, mode="drop") for d, rows in zip(d_layers, d_below, strict=True)
-        ]
+        d_own = select(first & live, d_below, d_own)
     if plan.resident:
         d_xs = add(d_xs, dx)
     else:
@@ -315,11 +313,18 @@ def retreat(
     if plan.queued:
         begun = live & first & (record.position % plan.time == 0)
         at = jnp.where(begun, record.position // plan.time, plan.batch)
-        d_initial = [
-            d.at[at].set(rows, mode="drop") for d, rows in zip(d_initial, d_state, strict=True)
-        ]
+        put = lambda leaf, rows: leaf.at[at].set(rows, mode="drop")  # noqa: E731
+        d_initial, d_begin = list(map(put, d_initial, d_state)), list(map(put, d_begin, d_own))
         d_state = select(begun, zeros(d_state), d_state)
-    return Cotangents(d_state, d_mean, d_last, d_x, d_xs, d_initial, d_below, d_layers), pending
+        d_own = select(begun, zeros(d_own), d_own)
+    registers = d_state, d_mean, d_last, d_x, d_xs, d_initial, d_own, d_below, d_begin
+    return Cotangents(*registers), pending
+
+
+def _add_known(sums: list, others: list) -> list:
+    """The sums with those of the others that are not None."""
+    pairs = zip(sums, others, strict=True)
+    return [a if b is None else a + b.astype(a.dtype) for a, b in pairs]
 
 
 def weight_cotangents(

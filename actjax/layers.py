@@ -14,6 +14,8 @@ class Layers(NamedTuple):
     Attributes:
       states: pytree of float arrays ``[..., L, features]``: u^1 .. u^N, zeros up to the limit L.
       count: int32 ``[...]``. N, the layers that there are; a constant to the gradient.
+      top: pytree of float arrays ``[..., features]``, the deepest of them where the loop has kept
+        it beside the others, else None: its gradient does not cost a pass over all L places.
 
     >>> layers = Layers(jnp.arange(6.0).reshape(1, 3, 2), jnp.array([2]))
     >>> layers.deepest, layers.present
@@ -22,10 +24,13 @@ class Layers(NamedTuple):
 
     states: Any
     count: jax.Array
+    top: Any = None
 
     @property
     def deepest(self) -> Any:
         """u^N, ``[..., features]``; zeros where there is no layer."""
+        if self.top is not None:
+            return self.top
         axis = self.count.ndim
         index = jnp.maximum(self.count - 1, 0)
 

@@ -207,4 +207,6 @@ class LFACT(Recurrent):
             loop=self.loop,
             lanes=self.lanes,
         )
-        return final, layers._replace(states=step.read(layers.states)[1]), ponder
+        outputs = lambda states: step.read(states)[1]  # noqa: E731
+        layers = Layers(outputs(layers.states), layers.count, outputs(layers.top))
+        return final, layers, ponder

@@ -28,6 +28,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from actjax.halting import Ponder, halting_dtype, halting_step
 from actjax.lanes import (
+    Outputs,
     Record,
     advance,
     emit,
@@ -135,11 +136,13 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
         carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_layers + 1))
         _, states, _, steps, remainder, _ = carry
         after = select(live, Layers(states, steps), before)
-        return after, (states, steps, remainder)
+        deepest = select(live, after.deepest, zeros(after.deepest))
+        return after, (states, steps, deepest, remainder)
 
     final, outputs = lax.scan(one_input, layers, (jax.tree.map(_swap, xs), live))
-    states, steps, remainder = jax.tree.map(_swap, outputs)
-    return final, Layers(states, steps), Ponder(steps, remainder)
+    *made, remainder = jax.tree.map(_swap, outputs)
+    made = Layers(*made)
+    return final, made, Ponder(made.count, remainder)
 
 
 def _swap(leaf):
@@ -180,15 +183,16 @@ def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
     _, outputs = _run(flat_step, weights, state, below, layers.count, xs, lengths, **static)
     length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
     at_end = lambda leaf: leaf[jnp.arange(batch), length]  # noqa: E731
-    final = Layers(unflatten(list(map(at_end, outputs.states))), at_end(outputs.steps))
-    states, steps, remainder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs))
-    return final, Layers(unflatten(states), steps), Ponder(steps, remainder)
+    final = Layers(unflatten(list(map(at_end, outputs.layers))), at_end(outputs.steps))
+    layers, steps, remainder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs[1:]))
+    made = Layers(unflatten(layers), steps, unflatten(outputs.states))
+    return final, made, Ponder(steps, remainder)
 
 
 def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     """Runs the loop on flat lists of leaves: ``(final_state, outputs)``, outputs led by [B, T].
 
-    With layers they are led by [B, 1 + T]: the layers that a sequence starts with come first.
+    With layers all but the states are led by [B, 1 + T]: what a sequence starts with comes first.
     """
     batch, time = xs[0].shape[:2]
     lengths = jnp.full(batch, time) if lengths is None else jnp.clip(jnp.asarray(lengths), 0, time)
@@ -269,10 +273,11 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     fixed = plan.split.hoist(data.weights)
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
     filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d  # noqa: E731
+    known = lambda d: None if isinstance(d, SymbolicZero) else d  # noqa: E731
     d_final, d_outputs = cotangents
-    d_states = [None if isinstance(d, SymbolicZero) else d for d in d_outputs.states]
+    d_states, d_layers = list(map(known, d_outputs.states)), list(map(known, d_outputs.layers))
     back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
-    d_outputs = d_states, filled(d_outputs.remainder)
+    d_outputs = Outputs(d_states, d_layers, None, filled(d_outputs.remainder))
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
@@ -331,8 +336,11 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     d_weights = pending if plan.late is None else d_weights
     d_state = back.initial if plan.queued else back.state
-    by_sequence = lambda d: d.reshape((plan.batch, -1, *d.shape[1:]))  # noqa: E731
-    d_below = [by_sequence(d)[:, 0] for d in back.layers]
+    first = lambda d: d.reshape((plan.batch, -1, *d.shape[1:]))[:, 0]  # noqa: E731
+    d_below = [
+        d if given is None else d + first(given)
+        for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)
+    ]
     floats = _place(d_weights, data.weights), d_state, _place(back.xs, data.xs), d_below
     return floats, None
 

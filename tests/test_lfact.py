@@ -88,6 +88,7 @@ def objective(model, xs, start, lengths=None):
     leaves = jax.tree.leaves(layers.states)
     value = sum((weight * jnp.sin(2 * leaf)).sum() for leaf in leaves)
     value += jnp.cos(jax.tree.leaves(final.deepest)[-1]).sum()
+    value += sum((3 * leaf * leaf).sum() for leaf in jax.tree.leaves(layers.deepest))
     return value + (jnp.arange(1.0, xs.shape[1] + 1) * ponder.remainder).sum()
 
 
