@@ -194,19 +194,25 @@ class LFACT(Recurrent):
 
         They are what the loss of eq 6 looks at; see `actjax.losses.over_layers`.
         """
-        step, (cell, _, _), state, inputs = self.prepare(xs, None, None)
-        layers = self.as_layers(state) if initial_state is None else initial_state
-        attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])
+        step, params, start, inputs = self.prepare_layers(xs)
         final, layers, ponder = unroll_layers(
-            LayerStep(step, self.attend, masked=self.loop == "scan"),
-            (cell, self.combine, attention, self.halt),
-            layers,
+            step,
+            params,
+            start if initial_state is None else initial_state,
             inputs,
             epsilon=self.epsilon,
             lengths=lengths,
             loop=self.loop,
             lanes=self.lanes,
         )
-        outputs = lambda states: step.read(states)[1]  # noqa: E731
+        outputs = lambda states: step.cell.read(states)[1]  # noqa: E731
         layers = Layers(outputs(layers.states), layers.count, outputs(layers.top))
         return final, layers, ponder
+
+    def prepare_layers(self, xs):
+        """Returns ``(step, params, layers, inputs)`` for `unroll_layers`."""
+        step, (cell, _, _), state, inputs = self.prepare(xs, None, None)
+        attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])
+        step = LayerStep(step, self.attend, masked=self.loop == "scan")
+        params = cell, self.combine, attention, self.halt
+        return step, params, self.as_layers(state), inputs

@@ -40,7 +40,7 @@ from actjax.lanes import (
     weight_cotangents,
 )
 from actjax.layers import Layers
-from actjax.plan import Data, Plan, divide, flatten, join, make_plan
+from actjax.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
 from actjax.rows import add, blank, cast, is_float, like_inputs, scale, select, vary, zeros
 
 # --- Scans: a fixed number of steps ------------------------------------------------------------
@@ -169,18 +169,8 @@ def adaptive(step, params, state, xs, lengths, **static):
 def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
     """The ``while`` loop of `actjax.unroll_layers`; `static` as `make_plan` takes it."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
-
-    def one_step(params, state, x, first):
-        x, below, n = x
-        return step(params, state, x, below, n)
-
-    # To the step's trace the layers below are one more input; the loop reads them as they come.
-    steady = jax.tree.map(lambda leaf: leaf[:, None], (layers, layers.count))
-    inputs = xs, *steady
-    flat_step, weights, state, inputs, unflatten = flatten(one_step, params, layers.deepest, inputs)
-    below = jax.tree.map(jnp.asarray, jax.tree.leaves(layers.states))
-    xs = inputs[: len(jax.tree.leaves(xs))]
-    _, outputs = _run(flat_step, weights, state, below, layers.count, xs, lengths, **static)
+    step, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, xs)
+    _, outputs = _run(step, weights, state, below, layers.count, xs, lengths, **static)
     length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
     at_end = lambda leaf: leaf[jnp.arange(batch), length]  # noqa: E731
     final = Layers(unflatten(list(map(at_end, outputs.layers))), at_end(outputs.steps))

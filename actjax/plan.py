@@ -158,6 +158,24 @@ def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, li
     return opened, params + closed_over, state, xs, state_tree.unflatten
 
 
+def flatten_layers(step: Callable, params, layers, xs):
+    """As `flatten` for a step of `unroll_layers`, with the leaves of the layers to start from.
+
+    To its trace the layers below are one more input; the loop reads them as they come.
+    """
+
+    def one_step(params, state, x, first):
+        x, below, n = x
+        return step(params, state, x, below, n)
+
+    steady = jax.tree.map(lambda leaf: leaf[:, None], (layers, layers.count))
+    flat, weights, state, inputs, unflatten = flatten(
+        one_step, params, layers.deepest, (xs, *steady)
+    )
+    below = list(map(jnp.asarray, jax.tree.leaves(layers.states)))
+    return flat, weights, state, below, inputs[: len(jax.tree.leaves(xs))], unflatten
+
+
 def divide(data: Data) -> tuple[Any, Any]:
     """Parts the arrays with gradients from those without."""
     part = lambda leaves, kind: [leaf if is_float(leaf) == kind else None for leaf in leaves]  # noqa: E731

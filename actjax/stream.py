@@ -11,6 +11,7 @@ never change, so everything is compiled once, and the memory is that of one chun
              lanes: admit R chunks -> ponder until R lanes are done -> their outputs
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from jax import Array, lax
 
 from actjax.checks import check_positive
 from actjax.lanes import Lanes, Outputs, advance, emit, no_outputs, start
+from actjax.lfact import LFACT
 from actjax.modules import ACT, Repeat
-from actjax.plan import Data, flatten, make_plan
-from actjax.rows import like_inputs, per_row
+from actjax.plan import Data, Plan, flatten, flatten_layers, make_plan
+from actjax.rows import like_inputs, per_row, select
 
 
 class Result(NamedTuple):
@@ -44,7 +46,7 @@ class Result(NamedTuple):
 
 
 def stream(
-    model: ACT | Repeat,
+    model: ACT | LFACT | Repeat,
     sequences: Iterable[np.ndarray],
     *,
     lanes: int = 64,
@@ -54,7 +56,7 @@ def stream(
     """Runs a model over sequences as they come, and yields each one's results as it is done.
 
     Args:
-      model: `ACT`, `Repeat` or `RNN`.
+      model: `ACT`, `LFACT`, `Repeat` or `RNN`.
       sequences: float arrays ``[T_i, in_features]``, T_i at least 1; read as lanes come free, so
         they may be generated without end.
       lanes: sequences at work at a time.
@@ -75,15 +77,17 @@ def stream(
     >>> [(r.index, r.outputs.shape) for r in stream(model, texts, lanes=2, chunk=4)]
     [(1, (2, 8)), (2, (7, 8)), (0, (50, 8))]
     """
-    if not isinstance(model, (ACT, Repeat)):
-        raise ValueError(f"model must be ACT, Repeat or RNN, got {type(model).__name__}.")
+    if not isinstance(model, (ACT, LFACT, Repeat)):
+        raise ValueError(f"model must be ACT, LFACT, Repeat or RNN, got {type(model).__name__}.")
     refill = max(1, lanes // 4) if refill is None else refill
     for name, value in (("lanes", lanes), ("chunk", chunk), ("refill", refill)):
         check_positive(name, value)
     return _stream(model, iter(sequences), lanes, chunk, min(refill, lanes))
 
 
-def stream_batch(model: ACT | Repeat, sequences: Iterable[np.ndarray], **options) -> list[Result]:
+def stream_batch(
+    model: ACT | LFACT | Repeat, sequences: Iterable[np.ndarray], **options
+) -> list[Result]:
     """`stream` over all `sequences`, the results in their order.
 
     Args:
@@ -194,16 +198,15 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
       outputs, N and R, ``[R, chunk, ...]``.
     """
     count, refill = state.served.size, len(lane_of)
-    plan, data, model_step = _loop(model, count, chunk)
-    _, _, begin, projected = model.prepare(rows, None, getattr(model, "halt", None))
+    plan, data, read = _loop(model, count, chunk)
+    projected = _flatten(model, rows)[1].xs[0]
     put = lambda leaf, new: leaf.at[lane_of].set(new, mode="drop")  # noqa: E731
-    inputs = put(state.inputs, projected)
+    inputs = put(state.inputs, projected.reshape(refill, chunk, -1))
     data = data._replace(xs=[inputs.reshape(count * chunk, -1)])
 
     was = state.lanes
     admitted = jnp.zeros(count, bool).at[lane_of].set(True, mode="drop")
     new = jnp.zeros(count, bool).at[lane_of].set(fresh, mode="drop")
-    first_state = [leaf[:1] for leaf in jax.tree.leaves(begin)]
     clear = lambda leaf: jnp.where(per_row(admitted, leaf), 0, leaf)  # noqa: E731
     lanes = was._replace(
         position=jnp.where(admitted, jnp.arange(count, dtype=jnp.int32) * chunk, was.position),
@@ -211,10 +214,11 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
         n=clear(was.n),  # idle lanes ponder on, to no effect
         total=clear(was.total),
         mean=jax.tree.map(clear, was.mean),
-        state=[
-            jnp.where(per_row(new, b), a, b) for a, b in zip(first_state, was.state, strict=True)
-        ],
+        state=select(new, data.state, was.state),
     )
+    outputs = state.outputs
+    if plan.layers:
+        outputs = _carry_layers(plan, data, outputs, was, admitted, new)
     served = state.served | admitted
     fixed = plan.split.hoist(data.weights)
 
@@ -231,26 +235,35 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
         lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
         return lanes, emit(plan, outputs, emitted)
 
-    lanes, outputs = lax.while_loop(busy, iteration, (lanes, state.outputs))
+    lanes, outputs = lax.while_loop(busy, iteration, (lanes, outputs))
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
-    by_lane = lambda leaf: leaf.reshape(count, chunk, *leaf.shape[1:])[lane]  # noqa: E731
-    y = model_step.read(jax.tree.unflatten(jax.tree.structure(begin), outputs.states))[1]
-    found = by_lane(y), by_lane(outputs.steps), by_lane(outputs.remainder)
+    by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]  # noqa: E731
+    found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(outputs.remainder)
     served = served.at[handed].set(False, mode="drop")
     return _State(lanes, inputs, outputs, served), handed, found
 
 
+def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted, new) -> Outputs:
+    """What the first input of an admitted chunk finds below: what the last one before it left."""
+    begin = jnp.arange(plan.batch) * (plan.time + 1)
+    end = plan.output_row(was.position - 1)  # of the chunk before
+
+    def carried(leaf, first):
+        rows = jnp.where(per_row(new, first), first.astype(leaf.dtype), leaf[end])
+        return leaf.at[jnp.where(admitted, begin, plan.output_rows)].set(rows, mode="drop")
+
+    layers = list(map(carried, outputs.layers, data.below))
+    return outputs._replace(layers=layers, steps=carried(outputs.steps, data.count))
+
+
 def _loop(model, lanes: int, chunk: int):
-    """The plan of a loop over `lanes` chunks, its arrays with blank inputs, the model's step."""
-    xs = jnp.zeros((lanes, chunk, model.in_features))
-    step, params, state, inputs = model.prepare(xs, None, getattr(model, "halt", None))
-    flat, weights, leaves, inputs, _ = flatten(step, params, state, inputs)
-    inputs = [leaf.reshape(lanes * chunk, *leaf.shape[2:]) for leaf in inputs]
-    none = jnp.zeros(lanes, jnp.int32)
-    data = Data(weights, leaves, inputs, [], None, none, jnp.arange(lanes, dtype=jnp.int32))
-    limit = getattr(model, "max_steps", None) or model.repeats
+    """The plan of a loop over `lanes` chunks, its arrays with blank inputs, and how outputs are
+    read from the leaves of its states."""
+    flat, data, read = _flatten(model, jnp.zeros((lanes, chunk, model.in_features)))
+    limits = {ACT: "max_steps", LFACT: "max_layers", Repeat: "repeats"}
+    limit = next(getattr(model, name) for kind, name in limits.items() if isinstance(model, kind))
     plan = make_plan(
         flat,
         data,
@@ -261,4 +274,21 @@ def _loop(model, lanes: int, chunk: int):
         epsilon=getattr(model, "epsilon", 0.01),
         segment=None,
     )
-    return plan, data, step
+    return plan, data, read
+
+
+def _flatten(model, xs):
+    """The model's step on flat lists, the loop's arrays, and how outputs are read."""
+    rows, chunk = xs.shape[:2]
+    if isinstance(model, LFACT):
+        step, params, layers, inputs = model.prepare_layers(xs)
+        step, cell, count = dataclasses.replace(step, masked=False), step.cell, layers.count
+        flat, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, inputs)
+    else:
+        cell, params, state, inputs = model.prepare(xs, None, getattr(model, "halt", None))
+        flat, weights, state, xs, unflatten = flatten(cell, params, state, inputs)
+        below, count = [], None
+    xs = [leaf.reshape(rows * chunk, *leaf.shape[2:]) for leaf in xs]
+    none, order = jnp.zeros(rows, jnp.int32), jnp.arange(rows, dtype=jnp.int32)
+    data = Data(weights, state, xs, below, count, none, order)
+    return flat, data, lambda states: cell.read(unflatten(states))[1]
