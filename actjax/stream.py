@@ -172,6 +172,7 @@ class _State(NamedTuple):
     inputs: Array  # [lanes, chunk, ...], projected
     outputs: Outputs
     served: Array  # bool [lanes], at work or done but not handed out
+    iterations: Array  # int32, of the last turn
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -180,7 +181,7 @@ def _blank(model, lanes: int, chunk: int) -> _State:
     registers = start(plan, data, like_inputs(data.state))
     outputs = no_outputs(plan, data, registers, like_inputs(data.state))
     inputs = data.xs[0].reshape(lanes, chunk, -1)
-    return _State(registers, inputs, outputs, jnp.zeros(lanes, bool))
+    return _State(registers, inputs, outputs, jnp.zeros(lanes, bool), jnp.int32(0))
 
 
 @functools.partial(jax.jit, static_argnums=7, donate_argnums=1)
@@ -226,23 +227,23 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
         return served & (lanes.left == 0)
 
     def busy(carry):
-        lanes, _ = carry
+        _, lanes, _ = carry
         enough = waits(lanes).sum() >= refill
         return (lanes.left > 0).any() & ~enough & ~more
 
     def iteration(carry):
-        lanes, outputs = carry
+        i, lanes, outputs = carry
         lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
-        return lanes, emit(plan, outputs, emitted)
+        return i + 1, lanes, emit(plan, outputs, emitted)
 
-    lanes, outputs = lax.while_loop(busy, iteration, (lanes, outputs))
+    i, lanes, outputs = lax.while_loop(busy, iteration, (jnp.int32(0), lanes, outputs))
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]  # noqa: E731
     found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(outputs.remainder)
     served = served.at[handed].set(False, mode="drop")
-    return _State(lanes, inputs, outputs, served), handed, found
+    return _State(lanes, inputs, outputs, served, i), handed, found
 
 
 def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted, new) -> Outputs:

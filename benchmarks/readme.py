@@ -56,15 +56,20 @@ def stream(results: dict) -> str:
     first = results["rows"][0]
     lines = [
         f"\n{first['characters']} characters in lines of {first['length_mean']:.0f} on average and "
-        f"{first['length_max']} at most, mean N {first['ponder_steps']:.2f}.\n",
-        "| | characters a second | gain |",
-        "|---|---|---|",
+        f"{first['length_max']} at most; cell steps are those of all lanes, idle ones too.\n",
+        "| network | mean N | | characters a second | gain | cell steps | saved |",
+        "|" + "---|" * 7,
     ]
     for row in results["rows"]:
-        lines.append(f"| {row['name']} | {row['characters_per_second']:.0f} | {row['gain']:.2f} |")
+        ponder = f"{row['ponder_steps']:.2f}" if "ponder_steps" in row else ""
+        lines.append(
+            f"| {row['model'].upper() if ponder else ''} | {ponder} | {row['name']} | "
+            f"{row['characters_per_second']:,.0f} | {row['gain']:.2f} | {row['cell_steps']:,} | "
+            f"{row['saved']:.0%} |"
+        )
     found = ", ".join(f"{row['over_floor']:.3f} ({row['lanes']})" for row in results["iterations"])
     lines.append(
-        f"\nIterations over sum(N) / lanes, 64 windows of 500 characters (lanes): {found}."
+        f"\nIterations of ACT over sum(N) / lanes, 64 windows of 500 characters (lanes): {found}."
     )
     return "\n".join(lines)
 

@@ -2,13 +2,15 @@
 
     python benchmarks/stream.py [--train 300] [--out benchmarks/results/stream-cpu.json]
 
-An ACT network (GRU 128) is trained on the text for a while, then reads lines of the held-out part
-in the order of the text: `stream` with lanes kept full, and whole batches, which wait for whichever
-line takes longest. Beside them, on windows of 500 characters, the iterations that the lanes take
-over sum(N) / lanes.
+An ACT network (GRU 128), and an LFACT one, is trained on the text for a while, then reads lines of
+the held-out part in the order of the text: `stream` with lanes kept full, and whole batches, which
+wait for whichever line takes longest. Cell steps are those of all lanes, idle ones too. Beside
+them, of ACT on windows of 500 characters, the iterations that the lanes take over sum(N) / lanes.
 """
 
 import argparse
+import dataclasses
+import importlib
 import time
 
 import jax
@@ -25,6 +27,11 @@ from experiments import wikipedia
 from experiments.data import load_text
 from experiments.network import make_network
 
+streaming = importlib.import_module("actjax.stream")  # whose name in actjax is the function's
+
+
+CHUNKS = (32, 64, 128)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -35,59 +42,89 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    rows, iterations = measure(arguments)
+    begin, held_out = text.split(load_text("wikipedia"))
+    rows, iterations = [], []
+    for model in ("act", "lfact"):
+        core = trained(model, arguments.train, begin)
+        rows += measure(model, core, held_out, arguments)
+        if model == "act":
+            iterations = count_iterations(core, held_out)
     for row in rows:
         print(
-            f"{row['name']:24} {row['characters_per_second']:10.0f} characters/s "
-            f"{row['gain']:5.2f} x"
+            f"{row['model']:6} {row['name']:20} {row['characters_per_second']:10.0f} characters/s "
+            f"{row['gain']:5.2f} x {row['cell_steps']:8} cell steps, {row['saved']:5.1%} saved"
         )
     for row in iterations:
         print(f"{row['lanes']:3} lanes: iterations / floor {row['over_floor']:.3f}")
     write(arguments.out, vars(arguments), rows=rows, iterations=iterations)
 
 
-def measure(arguments) -> tuple[list[dict], list[dict]]:
-    begin, held_out = text.split(load_text("wikipedia"))
-    core = trained(arguments.train, begin)
+def measure(model: str, core, held_out: np.ndarray, arguments) -> list[dict]:
+    """Time and cell steps, of idle lanes too, for the same lines in whole batches and streamed."""
     lines = read_lines(held_out, arguments.lines, arguments.longest)
-    count = sum(map(len, lines))
+    lengths = np.array([len(line) for line in lines])
     lanes = arguments.lanes
     whole = jax.jit(lambda core, xs, lengths: core(xs, lengths=lengths)[1:])
 
     def in_batches():
+        cell_steps = 0
         for start in range(0, len(lines), lanes):
             batch = lines[start : start + lanes]
             batch += [np.zeros((0, text.SYMBOLS), np.float32)] * (lanes - len(batch))
             xs = np.zeros((lanes, arguments.longest, text.SYMBOLS), np.float32)
             for row, line in zip(xs, batch, strict=True):
                 row[: len(line)] = line
-            jax.device_get(whole(core, xs, np.array([len(line) for line in batch])))
+            _, ponder = jax.device_get(whole(core, xs, np.array([len(line) for line in batch])))
+            cell_steps += lanes * int(ponder.steps.sum(1).max())  # all wait for the slowest
+        return cell_steps
 
     def streamed(chunk):
-        return lambda: actjax.stream_batch(core, lines, lanes=lanes, chunk=chunk)
+        return lambda: (
+            lanes * count_turns(lambda: actjax.stream_batch(core, lines, lanes=lanes, chunk=chunk))
+        )
 
     contenders = {"whole batches": in_batches}
-    contenders |= {f"stream, chunk {chunk}": streamed(chunk) for chunk in (32, 64, 128)}
+    contenders |= {f"stream, chunk {chunk}": streamed(chunk) for chunk in CHUNKS}
     rows = []
     for name, function in contenders.items():
         times = []
         for _ in range(1 + arguments.repeats):
             began = time.perf_counter()
-            function()
+            cell_steps = function()
             times.append(time.perf_counter() - began)
-        rows.append({"name": name, "seconds": min(times[1:]), "first_call_s": times[0]})
+        row = {"model": model, "name": name, "seconds": min(times[1:]), "first_call_s": times[0]}
+        rows.append(row | {"cell_steps": cell_steps})
     for row in rows:
-        row["characters_per_second"] = count / row["seconds"]
+        row["characters_per_second"] = lengths.sum() / row["seconds"]
         row["gain"] = rows[0]["seconds"] / row["seconds"]
-    lengths = np.array([len(line) for line in lines])
+        row["saved"] = 1 - row["cell_steps"] / rows[0]["cell_steps"]
+    found = actjax.stream_batch(core, lines, lanes=lanes)
+    steps = np.concatenate([result.steps for result in found])
     rows[0] |= {
-        "characters": count,
+        "characters": int(lengths.sum()),
         "length_mean": lengths.mean(),
         "length_max": int(lengths.max()),
+        "ponder_steps": float(steps.mean()),
+        "cell_steps_needed": int(steps.sum()),
     }
-    found = actjax.stream_batch(core, lines, lanes=lanes)
-    rows[0]["ponder_steps"] = float(np.concatenate([r.steps for r in found]).mean())
-    return rows, count_iterations(core, held_out)
+    return rows
+
+
+def count_turns(run) -> int:
+    """Iterations of the loops of all turns of a stream."""
+    turn, counts = streaming._turn, []
+
+    def counted(*arguments):
+        state, *rest = turn(*arguments)
+        counts.append(state.iterations + 0)  # the state itself is given away
+        return state, *rest
+
+    streaming._turn = counted
+    try:
+        run()
+    finally:
+        streaming._turn = turn
+    return int(sum(map(int, counts)))
 
 
 def count_iterations(core: actjax.ACT, held_out: np.ndarray) -> list[dict]:
@@ -102,8 +139,8 @@ def count_iterations(core: actjax.ACT, held_out: np.ndarray) -> list[dict]:
     return rows
 
 
-def trained(updates: int, corpus: np.ndarray) -> actjax.ACT:
-    options = wikipedia.PRESETS["demo"]
+def trained(model: str, updates: int, corpus: np.ndarray) -> actjax.ACT | actjax.LFACT:
+    options = dataclasses.replace(wikipedia.PRESETS["demo"], model=model)
     network = make_network(options, text.SYMBOLS, text.SYMBOLS)
     optimizer = optax.adam(options.learning_rate)
     objective = wikipedia.make_objective(options)
