@@ -1,6 +1,5 @@
 """One self-contained HTML page: what the papers report beside what ran here."""
 
-import base64
 import dataclasses
 import html
 import pathlib
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import plots, tables
+from experiments import markup, plots, tables
+from experiments.learned import page
 from experiments.plots import lfact
 from experiments.plots.style import groups, mean_and_error
 
@@ -121,6 +121,7 @@ def build(results: pathlib.Path) -> str:
     for task in plots.TASKS:
         parts.append(_section(task, plots.summaries(task, results)))
     parts.append(_finance(plots.summaries("finance", results)))
+    parts.append(page.section(results / "learned"))
     body = "\n".join(parts)
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>actjax: results</title>"
@@ -141,7 +142,7 @@ def _section(task: str, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str
             f"<h3>Table {tables.NUMBER[task]} of Fojo 2018</h3><p class=note>At the paper's "
             "settings (preset fojo). Solved: 98 % accuracy after a Savitzky-Golay filter of 71 "
             "rows (ours: rows of 100 updates, each their mean); one number a seed. Repetitions: N, "
-            "averaged over the whole run, as in the paper.</p>" + _table(rows)
+            "averaged over the whole run, as in the paper.</p>" + markup.table(rows)
         )
         if all(row["ours: solved at"] == tables.NOT_RUN for row in rows):
             command = f"python -m experiments sweep {task} --preset {tables.PRESET} --results FILE"
@@ -175,7 +176,7 @@ def _finance(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
         "instrument's most frequent class in training, whatever the input.</p>"
     )
     rows = tables.finance(members)
-    parts += [_table(rows)] if rows else []
+    parts += [markup.table(rows)] if rows else []
     for name, (draw, number, title) in lfact.FIGURES.items():
         picture = _picture(draw, members)
         if picture:
@@ -186,17 +187,16 @@ def _finance(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
 
 
 def _sweep(path: pathlib.Path, summary: dict[str, Any]) -> str:
-    return _heading(path, summary) + _table(_members(summary))
+    return _heading(path, summary) + markup.table(_members(summary))
 
 
 def _heading(path: pathlib.Path, summary: dict[str, Any]) -> str:
     """What ran, on what, by which command."""
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     config = summary["config"]
     return (
         f"<p><b>{html.escape(path.stem)}</b>: preset {html.escape(config['preset'])}, "
         f"{len(summary['members'])} networks, {summary['wall_time_seconds'] / 60:.0f} minutes of "
-        f"training on {html.escape(summary['device'])}; {html.escape(versions)}<br>"
+        f"training on {markup.environment(summary)}<br>"
         f"<code>{html.escape(summary['command'])}</code></p>"
     )
 
@@ -258,7 +258,7 @@ def _budget(path: pathlib.Path, summary: dict[str, Any]) -> str:
             }
         )
     picture = _picture(plots.FIGURES["budget"].draw, summary)
-    return f"<p class=note>{html.escape(path.stem)}</p>{_table(rows)}{picture}"
+    return f"<p class=note>{html.escape(path.stem)}</p>{markup.table(rows)}{picture}"
 
 
 def _holds_budget(summary: dict[str, Any]) -> bool:
@@ -271,17 +271,7 @@ def _picture(draw, found: Any) -> str:
         path = pathlib.Path(folder) / "figure.png"
         if not draw(found, path):
             return ""
-        images = [base64.b64encode(p.read_bytes()).decode() for p in sorted(path.parent.iterdir())]
-    return "".join(f"<img alt='' src='data:image/png;base64,{image}'>" for image in images)
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    lines = [
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>"
-        for row in rows
-    ]
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+        return "".join(map(markup.picture, sorted(path.parent.iterdir())))
 
 
 def _slope(slopes: list[dict[str, float]]) -> str:

@@ -62,7 +62,8 @@ def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
 
     Args:
       task: "parity" or "addition".
-      summaries: of sweeps of the task; only those at the paper's settings count.
+      summaries: of sweeps of the task; only those at the paper's settings count, and of several
+        runs of a model and seed the longest.
     """
     members = [
         member
@@ -73,7 +74,11 @@ def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
     rows = []
     for row in TABLES[task]:
-        ours = sorted((m for m in members if _key(m) == row.key), key=lambda m: m["seed"])
+        longest = {}
+        for member in sorted(members, key=lambda m: m["updates"]):
+            if _key(member) == row.key:
+                longest[member["seed"]] = member
+        ours = [longest[seed] for seed in sorted(longest)]
         rows.append(
             {
                 "model": row.model,

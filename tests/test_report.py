@@ -78,6 +78,37 @@ def test_report_of_some_and_of_all(results, tmp_path):
     assert "http" not in all_of_it.replace("data:image", "")  # nothing is loaded from elsewhere
 
 
+def test_report_of_learned_optimizers(tmp_path):
+    (tmp_path / "learned").mkdir()
+    loss = {"mean": 0.12345, "standard_error": 0.011}
+    run = {
+        "experiment": "mnist",
+        "config": {"horizon": 100},
+        "command": "python -m experiments mnist",
+        "device": "1 x cpu",
+        "versions": {"jax": "0.10.2"},
+        "meta_updates": 40,
+        "training_seconds": 60.0,
+        "learned": {"10": loss, "100": loss, "sum": 51.04},
+        "baselines": {"adam": {"final": {"learning_rate": 0.03, "10": loss, "sum": 61.0}}},
+        "halting": {
+            "steps": {"mean": 34.4, "sd": 0.7},
+            "test_accuracy": {"mean": 0.849, "sd": 0.01},
+            "test_accuracy_at_horizon": {"mean": 0.882, "sd": 0.01},
+        },
+    }
+    path = tmp_path / "learned" / "mnist_act.json"
+    path.write_text(json.dumps(run))
+    page = report.build(tmp_path)
+    assert "<td>0.1235 ± 0.011</td>" in page and "<td>51.0</td>" in page
+    assert "Adam, rate 0.03, tuned for the final loss" in page
+    assert "Stops after 34.4 ± 0.7 steps (sd) at a test accuracy of 0.849" in page
+    assert "Not run. <code>python -m experiments cifar10</code>" in page
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"mnist_act\.json' is not the result of a learned-"):
+        report.build(tmp_path)
+
+
 def test_report_refuses_a_file_that_is_no_summary(tmp_path):
     (tmp_path / "sort").mkdir()
     (tmp_path / "sort" / "broken.json").write_text('{"experiment": "so')
@@ -100,6 +131,10 @@ def test_table_6_1_tells_solved_from_unsolved_and_not_run():
     by_model = {row["model"]: row["ours: solved at"] for row in rows}
     assert by_model["ACT-RNN, τ = 0.01"] == "7,000; not in 9,000"
     assert by_model["RNN"] == "not run"
+    longer = [member | {"seed": 1, "solved_at": None, "updates": 40_000}]
+    sweeps = [{"config": {"preset": "fojo"}, "members": found} for found in (longer, members)]
+    rows = tables.compare("parity", sweeps)
+    assert rows[2]["ours: solved at"] == "7,000; not in 40,000"
     rows = tables.compare("parity", [{"config": {"preset": "demo"}, "members": members}])
     assert {row["ours: solved at"] for row in rows} == {"not run"}
 

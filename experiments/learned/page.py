@@ -1,0 +1,107 @@
+"""The report's section on learned optimizers (Sander 2017), from what `evaluate.write` saved."""
+
+import html
+import json
+import pathlib
+from typing import Any
+
+from experiments import markup
+from experiments.learned.figures import NAMES
+
+PAPER = {
+    "quadratic": "On 20,000 functions with uniform draws the LSTM optimizer's mean loss reaches "
+    "0.1 around step 30 and converges between 0.1 and 0.01 (June draft, figure 2; about 0.045 at "
+    "step 100, read off the figure). No Gaussian draws, no baselines.",
+    "regression": "Set up, with the loss and the bound written out; no results.",
+    "mnist": "Planned; no results.",
+    "cifar10": "Planned; no results.",
+}
+
+
+def section(folder: pathlib.Path) -> str:
+    """Results and pictures of every run in `folder`; experiments without one say so.
+
+    Raises:
+      ValueError: for a file that is not the result of one of the experiments.
+    """
+    parts = [
+        "<h2 id=learned>Learned optimizers</h2><p>Sander 2017, two drafts: an LSTM that maps "
+        "gradients to updates, and a halting head that says when to stop. Loss after so many "
+        "steps on fresh problems, ± standard error over them; baselines at the learning rate "
+        "tuned on held-out problems, for the final loss and for the sum over the steps.</p>"
+    ]
+    found = [(path, _read(path)) for path in sorted(folder.glob("*.json"))]
+    for experiment, paper in PAPER.items():
+        parts.append(f"<h3>{experiment}</h3><p class=note>Paper: {html.escape(paper)}</p>")
+        here = [(path, result) for path, result in found if result["experiment"] == experiment]
+        parts += [_run(path, result) for path, result in here]
+        if not here:
+            command = f"python -m experiments {experiment}"
+            parts.append(f"<p class=missing>Not run. <code>{command}</code></p>")
+    return "\n".join(parts)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+        known = result["experiment"] in PAPER and "command" in result
+    except (json.JSONDecodeError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"file {str(path)!r} is not the result of a learned-optimizer experiment")
+    return result
+
+
+def _run(path: pathlib.Path, result: dict[str, Any]) -> str:
+    """One run: what it was, its table, its halting and its pictures."""
+    trained = f"{result['meta_updates']:,} meta-updates in {result['training_seconds'] / 60:.0f} "
+    parts = [
+        f"<p><b>{html.escape(path.stem)}</b>: {trained}minutes on {markup.environment(result)}<br>"
+        f"<code>{html.escape(result['command'])}</code></p>"
+    ]
+    rows = []
+    if "learned" in result:
+        rows.append({"optimizer": NAMES["lstm"]} | _cells(result["learned"]))
+    for name, aims in result.get("baselines", {}).items():
+        for aim, row in aims.items():
+            title = f"{NAMES[name]}, rate {row['learning_rate']:.3g}, tuned for the {aim} loss"
+            rows.append({"optimizer": title} | _cells(row))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    parts += [markup.table([{name: row.get(name, "") for name in columns} for row in rows])]
+    if "halting" in result:
+        parts.append(f"<p>{html.escape(_halting(result))}</p>")
+    parts += map(markup.picture, sorted(path.parent.glob(f"{path.stem}_*.png")))
+    return "\n".join(parts)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    cells = {f"step {step}": _mean(row[step]) for step in row if step.isdigit()}
+    return cells | ({"sum": f"{row['sum']:.1f}"} if "sum" in row else {})
+
+
+def _mean(found: dict[str, Any]) -> str:
+    """The mean ± its standard error; a baseline that diverged on some problem has not both."""
+    if found["mean"] is None:
+        return "diverged"
+    error = found["standard_error"]
+    return f"{found['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _halting(result: dict[str, Any]) -> str:
+    """Where the halting head stops, and what that costs."""
+    found, horizon = result["halting"], result["config"]["horizon"]
+    stops = f"Stops after {found['steps']['mean']:.1f} ± {found['steps']['sd']:.1f} steps (sd)"
+    if "test_accuracy" in found:
+        accuracy, there = found["test_accuracy"], found["test_accuracy_at_horizon"]
+        return (
+            f"{stops} at a test accuracy of {accuracy['mean']:.3f}; after {horizon} it is "
+            f"{there['mean']:.3f}."
+        )
+    cost = found["cost"]
+    return (
+        f"{stops} at a loss of {found['loss_at_halt']:.4f}; after {horizon} it is "
+        f"{found['loss_at_horizon']:.4f}. Spearman correlation of the halting step with the "
+        f"condition number: {found['spearman_difficulty']:.2f}. Loss with the price of the steps: "
+        f"{cost['learned']:.4f}; best constant step {cost['best_constant']:.4f}, oracle "
+        f"{cost['oracle']:.4f}."
+    )
