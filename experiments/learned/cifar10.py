@@ -22,7 +22,7 @@ class CIFAR10Options(LearnedOptions):
 
 DEMO = CIFAR10Options(
     batch_size=1,
-    steps=200,
+    steps=400,
     validate_every=50,
     validation_size=2,
     test_size=8,
