@@ -27,6 +27,7 @@ from actjax.learned.problems import quadratic, regression
 from actjax.learned.training import halting_objective, init_meta, make_meta_step
 from actjax.training import fit
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 H = 4
 FAMILY = quadratic(3, "gaussian")
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(()), "none": jnp.zeros((0, 2))}
