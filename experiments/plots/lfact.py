@@ -1,6 +1,7 @@
 """The finance figures of LFACT 2020, drawn from the members of all its summaries together."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,8 @@ def steps(members: Members, path: pathlib.Path) -> bool:
 
 def mu(members: Members, path: pathlib.Path) -> bool:
     """LFACT's change of F1 over the plain network for each mu, all instances (2b)."""
-    members = select(members, task="rnn", train_on=None)
+    members = [m for m in select(members, task="rnn", train_on=None) if m["model"] != "act"]
+    members = _of_common_seeds(members, lambda m: (m["model"], m["mu"]))
     base, layered = select(members, model="rnn"), select(members, model="lfact")
     values = _values(layered, "mu")
     if len(values) < 2 or not base:
@@ -159,6 +161,7 @@ def mu(members: Members, path: pathlib.Path) -> bool:
 def size(members: Members, path: pathlib.Path) -> bool:
     """Test F1 against the number of rows trained on (as figure 9 on Wikipedia)."""
     members = [m for m in members if _paper_mu(m) and m["task"] == "rnn"]
+    members = _of_common_seeds(members, lambda m: (m["model"], m["train_on"]))
     if len(_values(members, "training_rows")) < 2:
         return False
     figure, axes = plt.subplots(figsize=(5, 3.4))
@@ -231,6 +234,15 @@ def _paper_mu(member: dict[str, Any]) -> bool:
 
 def _comparison(members: Members) -> Members:
     return usual(members) or members
+
+
+def _of_common_seeds(members: Members, setting: Callable[[dict], Any]) -> Members:
+    """Those of the seeds that every setting has, so that like is compared with like."""
+    seeds = {}
+    for member in members:
+        seeds.setdefault(setting(member), set()).add(member["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    return [member for member in members if member["seed"] in common]
 
 
 def _first_instance(members: Members) -> Members:
