@@ -50,6 +50,24 @@ def test_hold_does_not_overshoot_where_the_network_is_slow(tau):
     np.testing.assert_allclose(ponder[-4000:], 3.0, rtol=0.1)
 
 
+@pytest.mark.parametrize("tau", [1e-3, 1.0])
+def test_hold_lets_no_start_press_halting_to_one_step(tau):
+    """There no gradient is left: a network that has come to a ponder of 2 stays there."""
+    controller = budget.hold(3.0, tau=tau)
+
+    def update(carry, index):
+        state, ponder = carry
+        after = plant(ponder, state.tau, jax.random.fold_in(jax.random.key(0), index))
+        after = jnp.where(ponder < 2.05, ponder, after)
+        state = controller.update(state, after)
+        return (state, after), after
+
+    start = controller.init(), jnp.asarray(2.6)
+    _, ponder = jax.jit(lambda: jax.lax.scan(update, start, jnp.arange(10_000)))()
+    assert ponder.min() > 2.5
+    np.testing.assert_allclose(ponder[-4000:], 3.0, rtol=0.1)
+
+
 def test_hold_stops_at_its_limits_and_comes_back():
     controller = budget.hold(3.0, tau=0.1, min_tau=0.05, max_tau=0.2)
     state = controller.init()
