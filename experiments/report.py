@@ -12,7 +12,7 @@ import tyro
 from experiments import markup, plots, tables
 from experiments.learned import page
 from experiments.plots import lfact
-from experiments.plots.style import groups, mean_and_error
+from experiments.plots.style import groups, plus_minus
 
 # What each paper says of a figure, for the column beside ours.
 PAPER = {
@@ -215,11 +215,12 @@ def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
         }
         if "bits_per_character" in evaluations[0]:
             del row["solved"]
-            row["bits per character"] = _pm([e["bits_per_character"] for e in evaluations], 3)
+            bits = [e["bits_per_character"] for e in evaluations]
+            row["bits per character"] = plus_minus(bits, 3)
         else:
-            row["sequence error rate"] = _pm([e["error"] for e in evaluations], 4)
-        row["ponder N + R"] = _pm([e["ponder"] for e in evaluations], 2)
-        row["steps N"] = _pm([e["ponder_steps"] for e in evaluations], 2)
+            row["sequence error rate"] = plus_minus([e["error"] for e in evaluations], 4)
+        row["ponder N + R"] = plus_minus([e["ponder"] for e in evaluations], 2)
+        row["steps N"] = plus_minus([e["ponder_steps"] for e in evaluations], 2)
         row["slope of ponder in difficulty"] = _slope(slopes)
         rows.append(row)
     return rows
@@ -278,12 +279,7 @@ def _slope(slopes: list[dict[str, float]]) -> str:
     """The mean slope over seeds, or a single seed's with the standard error of its fit."""
     if len(slopes) == 1:
         return f"{slopes[0]['value']:.4f} ± {slopes[0]['standard_error']:.4f} (of the fit)"
-    return _pm([slope["value"] for slope in slopes], 4) if slopes else ""
-
-
-def _pm(values: list[float], digits: int) -> str:
-    mean, error = mean_and_error(values)
-    return f"{mean:.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+    return plus_minus([slope["value"] for slope in slopes], 4) if slopes else ""
 
 
 def _span(values: list[int]) -> str:

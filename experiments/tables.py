@@ -1,9 +1,10 @@
 """The papers' tables beside what ran here: Fojo 2018's 6.1 and 6.2, and the F1 of LFACT 2020."""
 
+import math
 from typing import Any, NamedTuple
 
 from experiments.plots import lfact
-from experiments.plots.style import mean_and_error
+from experiments.plots.style import mean_and_error, plus_minus
 
 
 class Row(NamedTuple):
@@ -109,7 +110,8 @@ def finance(members: list[dict[str, Any]]) -> list[dict[str, str]]:
             changed = ""
             if base and model != "rnn":
                 ratio, error = lfact.change(lfact.by_seed(ours), lfact.by_seed(base))
-                changed = f"{100 * ratio:+.1f} ± {100 * error:.1f} %"
+                spread = f" ± {100 * error:.1f}" if math.isfinite(error) else ""
+                changed = f"{100 * ratio:+.1f}{spread} %"
             instances = sorted({m["instance"] for m in ours})
             test = [m["evaluation"]["test"] for m in ours]
             rows.append(
@@ -118,7 +120,7 @@ def finance(members: list[dict[str, Any]]) -> list[dict[str, str]]:
                     "model": label,
                     "seeds": str(len({m["seed"] for m in ours})),
                     **{
-                        f"F1, INS{i + 1}": _pm(lfact.scores(lfact.select(ours, instance=i)))
+                        f"F1, INS{i + 1}": plus_minus(lfact.scores(lfact.select(ours, instance=i)))
                         for i in instances
                     },
                     "change over the RNN": changed,
@@ -130,10 +132,6 @@ def finance(members: list[dict[str, Any]]) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-def _pm(values: list[float]) -> str:
-    return "{:.4f} ± {:.4f}".format(*mean_and_error(values))
 
 
 def _mean(records: list[dict[str, Any]], key: str) -> float:

@@ -9,6 +9,7 @@ import scipy.stats
 from experiments import plots, report, tables
 from experiments.__main__ import main
 from experiments.evaluation import slope
+from experiments.plots.style import mean_and_error, plus_minus
 from experiments.smoothing import solved_at
 from experiments.sweep import taus
 
@@ -137,6 +138,12 @@ def test_table_6_1_tells_solved_from_unsolved_and_not_run():
     assert rows[2]["ours: solved at"] == "7,000; not in 40,000"
     rows = tables.compare("parity", [{"config": {"preset": "demo"}, "members": members}])
     assert {row["ours: solved at"] for row in rows} == {"not run"}
+
+
+def test_one_seed_is_told_without_an_error():
+    assert plus_minus([1.0, 3.0], 2) == "2.00 ± 1.00" and plus_minus([1.0], 2) == "1.00"
+    mean, error = mean_and_error([0.25])
+    assert mean == 0.25 and np.isnan(error)
 
 
 def test_slope_of_ponder_in_difficulty_with_its_standard_error():

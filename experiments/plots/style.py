@@ -49,11 +49,17 @@ def colors(names) -> dict[str, Any]:
 
 
 def mean_and_error(values) -> tuple[float, float]:
-    """Mean over seeds and its standard error (0 for a single seed)."""
+    """Mean over seeds and its standard error: NaN for one seed, which matplotlib does not draw."""
     values = np.asarray(values, float)
     if len(values) < 2:
-        return float(values.mean()), 0.0
+        return float(values.mean()), float("nan")
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def plus_minus(values, digits: int = 4) -> str:
+    """Mean over seeds and its standard error in words; of one seed the value alone."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f} ± {error:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def mean_curve(members, key) -> tuple[np.ndarray, np.ndarray]:
