@@ -151,10 +151,25 @@ def test_a_sweep_resumes_to_the_same_bits(tmp_path):
     np.testing.assert_array_equal(again.history["loss"], resumed.history["loss"])
 
 
+@pytest.mark.parametrize("stop", [25, 28])
+def test_a_sweep_that_ended_between_two_checkpoints_goes_on_writing_them(stop, tmp_path):
+    whole = run(steps=53, directory=tmp_path / "whole")
+    run(steps=stop, directory=tmp_path / "cut")
+    resumed = run(steps=53, directory=tmp_path / "cut")
+    for a, b in zip(LEAVES(whole.states), LEAVES(resumed.states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = resumed.history["step"]
+    assert set(rows) == {*whole.history["step"], stop}
+    saved = [[p.name for p in (tmp_path / n / "checkpoints").iterdir()] for n in ("whole", "cut")]
+    assert sorted(saved[0]) == sorted(saved[1])
+    with pytest.raises(ValueError, match="steps is 40, but the run has done 53 already"):
+        run(steps=40, directory=tmp_path / "cut")
+
+
 ON_FOUR_DEVICES = """
 import numpy as np, jax, sys
 sys.path.insert(0, "tests")
-from test_sweep import run, LEAVES
+from test_sweep import *
 assert len(jax.devices()) == 4
 for batching in ("vmap", "map"):
     leave_at = np.array([10, 30, 30, 20, 30])
@@ -163,6 +178,10 @@ for batching in ("vmap", "map"):
     for a, b in zip(LEAVES(spread.states), LEAVES(alone.states)):
         a, b = np.asarray(a)[[1, 2, 4]], np.asarray(b)[[1, 2, 4]]
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+states, keys = ensemble(8)
+result = sweep(TRAIN_STEP, states, keys=keys, steps=2, data=DATA, log_every=1)
+for leaf in LEAVES(result.states):
+    assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
 """
 
 

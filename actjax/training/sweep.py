@@ -5,12 +5,13 @@ parameters, and in `TrainState.extra` such numbers as tau. One compiled dispatch
 many updates further, spread over the devices there are. Each member's numbers are those of the
 same run alone.
 
-    member axis   states [E, ...] --take--> bucket [D * n, ...] --shard--> D devices, n members each
-                  states [E, ...] <--put--- bucket [D * n, ...] <--------- many updates each
+    member axis   states [E, ...] over D devices --take--> bucket [D * n, ...], n members a device
+                  states [E, ...] over D devices <--put--- bucket [D * n, ...], many updates later
 
-Members can retire before the last step, when they have solved their task or their loss is not
-finite. Retired members keep their state and leave the bucket, which halves as they go (n, n/2,
-n/4, ...; each size is compiled once), so that they cost nothing from then on.
+While all members train, the bucket is the ensemble itself and nothing moves. Members can retire
+before the last step, when they have solved their task or their loss is not finite. Retired members
+keep their state and leave the bucket, which halves as they go (n, n/2, n/4, ...; each size is
+compiled once), so that they cost nothing from then on.
 """
 
 import contextlib
@@ -113,8 +114,8 @@ def sweep(
       description: shown beside the progress bar.
 
     Raises:
-      ValueError: for counts below 1, keys and states of different lengths, an unknown batching, or
-        a checkpoint that is damaged or does not fit.
+      ValueError: for counts below 1, fewer `steps` than are done, keys and states of different
+        lengths, an unknown batching, or a checkpoint that is damaged or does not fit.
     """
     devices = list(devices or jax.devices())
     batching = batching or ("map" if devices[0].platform == "cpu" else "vmap")
@@ -131,21 +132,25 @@ def sweep(
             states = files.restore(states)
             for row in read_metrics(os.path.join(directory, METRICS)):
                 history.append(row)
-        states, keys, data = jax.device_put((states, keys, data), NamedSharding(mesh, P()))
+        states, keys = _spread((states, keys), mesh, size)
+        data = jax.device_put(data, NamedSharding(mesh, P()))
         done = int(states.step.max())
+        if done > steps:
+            raise ValueError(f"steps is {steps}, but the run has done {done} already")
         seconds = files.seconds if files else 0.0
         progress = stack.enter_context(Progress(description, total=steps, done=done))
-        dispatches = {}  # by rows and updates a row: only the last ones may be shorter
+        dispatches = {}  # by rows and updates a row: only the first and the last may be shorter
         active = history.active(retire)
         while done < steps and active.any():
             began = time.perf_counter()
-            shape = _shape(steps - done, log_every, rows_per_dispatch)
+            shape = _shape(done, steps, log_every, rows_per_dispatch)
             if shape not in dispatches:
-                dispatches[shape] = _make_dispatch(train_step, *shape, batching, mesh)
+                dispatches[shape] = _make_dispatch(train_step, *shape, batching, mesh, size)
             members = np.flatnonzero(active)
-            take, put = _bucket(members, size, mesh.size)
-            states, metrics = dispatches[shape](states, keys, take, put, data)
-            places = np.argsort(put)[: len(members)]  # where each member was trained
+            bucket = None if active.all() else _bucket(members, len(keys), mesh.size)
+            states, metrics = dispatches[shape](states, keys, bucket, data)
+            # where each member was trained
+            places = members if bucket is None else np.argsort(bucket.put)[: len(members)]
             metrics = {name: np.asarray(value)[places] for name, value in metrics.items()}
             passed = time.perf_counter() - began
             for index in range(shape[0]):
@@ -160,10 +165,11 @@ def sweep(
             seconds += passed
             active = history.active(retire)
             if files and (done % checkpoint_every == 0 or done == steps or not active.any()):
-                files.save(done, states)
+                files.save(done, _first(states, size))
             rate = round(shape[0] * shape[1] * len(members) / passed, 1)
             progress.update(done, row | {"updates_per_second": rate})
-        return Sweep(states, history.arrays(), ~history.active(retire), history.diverged)
+        ended = ~history.active(retire)
+        return Sweep(_first(states, size), history.arrays(), ended, history.diverged)
 
 
 class _History:
@@ -201,11 +207,12 @@ def _column(values: np.ndarray, members: np.ndarray, size: int) -> list[float | 
     return column
 
 
-def _make_dispatch(train_step: TrainStep, rows: int, log_every: int, batching: str, mesh: Mesh):
-    """`(states, keys, take, put, data) -> (states, metrics)`, compiled once for a bucket's size.
+def _make_dispatch(
+    train_step: TrainStep, rows: int, log_every: int, batching: str, mesh: Mesh, size: int
+):
+    """`(states, keys, bucket, data) -> (states, metrics)`, compiled once for a bucket's size.
 
-    `take` int [bucket] names the member that each place of the bucket trains, and `put` where its
-    state goes: the same, or E for a place that only fills the bucket up.
+    Without a bucket every member is trained where it is, and nothing moves.
     """
 
     def one_row(state, key, data):
@@ -243,25 +250,63 @@ def _make_dispatch(train_step: TrainStep, rows: int, log_every: int, batching: s
             check_vma=False,  # members never communicate, so nothing can vary where it should not
         )
 
-    def dispatch(states, keys, take, put, data):
-        filler = put >= len(keys)
-        taken = jax.tree.map(lambda leaf: leaf[take], states)
-        trained, metrics = one_device(taken, keys[take], filler, data)
-        states = jax.tree.map(lambda leaf, new: leaf.at[put].set(new, mode="drop"), states, trained)
-        return states, metrics
+    def dispatch(states, keys, bucket, data):
+        if bucket is None:
+            return one_device(states, keys, jnp.arange(len(keys)) >= size, data)
+        taken = jax.tree.map(lambda leaf: leaf[bucket.take], states)
+        filler = bucket.put >= len(keys)
+        trained, metrics = one_device(taken, keys[bucket.take], filler, data)
+
+        def put(leaf, new):
+            return leaf.at[bucket.put].set(new, mode="drop")
+
+        states = jax.tree.map(put, states, trained)
+        return lax.with_sharding_constraint(states, NamedSharding(mesh, P(AXIS))), metrics
 
     return jax.jit(dispatch, donate_argnums=0)
 
 
-def _shape(left: int, log_every: int, rows: int) -> tuple[int, int]:
-    """Rows and updates a row of the next dispatch, with `left` updates to go."""
-    if left < log_every:
-        return 1, left
-    return min(rows, left // log_every), log_every
+def _spread(ensemble: Any, mesh: Mesh, size: int) -> Any:
+    """Each device's share of the members, the first of which fill up the last share."""
+    filler = -size % mesh.size
+    if filler:
+        ensemble = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:filler]]), ensemble)
+    return jax.device_put(ensemble, NamedSharding(mesh, P(AXIS)))
 
 
-def _bucket(members: np.ndarray, size: int, devices: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest bucket that holds `members`: whom each place trains and where its state goes.
+def _first(ensemble: Any, size: int) -> Any:
+    """The members themselves, without those that only fill up the last device's share."""
+    if len(jax.tree.leaves(ensemble)[0]) == size:
+        return ensemble
+    return jax.tree.map(lambda leaf: leaf[:size], ensemble)
+
+
+def _shape(done: int, steps: int, log_every: int, rows: int) -> tuple[int, int]:
+    """Rows and updates a row of the next dispatch: up to the next multiple of a whole one.
+
+    A run that ended between two multiples comes back to them first, so that rows and checkpoints
+    stand at the same updates as in a run that never stopped.
+    """
+    to_row = min(log_every - done % log_every, steps - done)
+    if to_row < log_every:
+        return 1, to_row
+    return min(rows - done // log_every % rows, (steps - done) // log_every), log_every
+
+
+class _Bucket(NamedTuple):
+    """Who is trained on which device: int [D * n] each, a device's n places side by side.
+
+    Attributes:
+      take: the member that each place trains.
+      put: where its state goes: the same, or past the last for a place that only fills up.
+    """
+
+    take: np.ndarray
+    put: np.ndarray
+
+
+def _bucket(members: np.ndarray, size: int, devices: int) -> _Bucket:
+    """The smallest bucket that holds `members`, of an ensemble of `size`.
 
     A device's share is the whole ensemble's, or that halved, rounded up, any number of times. The
     places are dealt out so that every device has as many real members as the others, or one less.
@@ -273,7 +318,7 @@ def _bucket(members: np.ndarray, size: int, devices: int) -> tuple[np.ndarray, n
     take = np.full(share * devices, members[0])
     put = np.full(share * devices, size)
     take[place[: len(members)]] = put[place[: len(members)]] = members
-    return take, put
+    return _Bucket(take, put)
 
 
 def _check(size, keys, steps, log_every, rows_per_dispatch, checkpoint_every, batching):
