@@ -1,6 +1,7 @@
 """What the experiments that train many networks as one program share: devices, and the summary."""
 
 import json
+import math
 import os
 from typing import Any
 
@@ -12,6 +13,15 @@ def compact(summary: dict[str, Any]) -> str:
     head = {name: value for name, value in summary.items() if name != "members"}
     lines = ",\n".join(json.dumps(_rounded(m), separators=(",", ":")) for m in summary["members"])
     return json.dumps(head, indent=1)[:-2] + f',\n "members": [\n{lines}\n]}}\n'
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(value: Any) -> Any:

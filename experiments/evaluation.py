@@ -44,7 +44,9 @@ def evaluate(
     Returns:
       For each member "error", the sequence error rate (Graves 2016, section 3) with its standard
       error, "ponder" (mean of N + R), "ponder_max", "ponder_steps" (mean of N), "ponder_quantiles"
-      and "by_step", the mean and quantiles at each input step, and "by_difficulty".
+      and "by_step", the mean and quantiles at each input step that a sequence reached. Then
+      "by_difficulty", "error", "ponder" and "steps" (N) with standard errors for each level, and
+      "steps_slope", the slope of N in difficulty.
     """
     draw = jax.random.split(key, batches)
     mixed = [_measure(networks, predict, sample, k) for k in draw]
@@ -52,7 +54,9 @@ def evaluate(
     if levels is None:
         graded = _members(mixed)
         rows = [
-            by_difficulty(m["difficulty"], error=m["wrong"], ponder=m["ponder"][:, 0])
+            by_difficulty(
+                m["difficulty"], error=m["wrong"], ponder=m["ponder"][:, 0], steps=m["steps"][:, 0]
+            )
             for m in graded
         ]
     else:
@@ -61,11 +65,11 @@ def evaluate(
             keys = jax.random.split(jax.random.fold_in(key, level), batches_per_level)
             graded = _members([_measure(networks, predict, sample_level, k) for k in keys])
             for row, m in zip(rows, graded, strict=True):
-                flat = {"error": m["wrong"], "ponder": _inside(m)}
+                flat = {"error": m["wrong"], "ponder": _inside(m), "steps": _inside(m, "steps")}
                 row.append({"difficulty": level} | _means(flat))
     for member, row in zip(result, rows, strict=True):
         member["by_difficulty"] = row
-        member["ponder_slope"] = slope(row)
+        member["steps_slope"] = slope(row)
     return result
 
 
@@ -79,19 +83,19 @@ def by_difficulty(difficulty: np.ndarray, **values: np.ndarray) -> list[dict[str
 
 
 def slope(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    """Least-squares slope of ponder against difficulty, and its standard error.
+    """Least-squares slope of steps N against difficulty, and its standard error.
 
     The error is that of the fit; two difficulties leave it no residual, and it is then that of the
     two means.
     """
     x = np.array([row["difficulty"] for row in rows], float)
-    y = np.array([row["ponder"] for row in rows])
+    y = np.array([row["steps"] for row in rows])
     if len(x) < 2:
         return None
     centred = x - x.mean()
     value = (centred * y).sum() / (centred**2).sum()
     if len(x) == 2:
-        error = np.hypot(*(row["ponder_standard_error"] for row in rows)) / (x[1] - x[0])
+        error = np.hypot(*(row["steps_standard_error"] for row in rows)) / (x[1] - x[0])
     else:
         residual = y - y.mean() - value * centred
         error = np.sqrt((residual**2).sum() / (len(x) - 2) / (centred**2).sum())
@@ -132,6 +136,8 @@ def _summary(member: dict[str, np.ndarray]) -> dict[str, Any]:
     by_step = []
     for t in range(member["ponder"].shape[1]):
         here = member["ponder"][member["lengths"] > t, t]
+        if not here.size:  # no sequence among these was so long
+            break
         by_step.append({"mean": float(here.mean()), "quantiles": _quantiles(here)})
     return {
         "sequences": len(wrong),

@@ -53,7 +53,7 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> p
 
 
 def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path) -> pathlib.Path:
-    """Ponder and error rate against difficulty, with standard errors (Graves 2016, figure 6).
+    """Steps N and error rate against difficulty, with standard errors (Graves 2016, figure 6).
 
     Args:
       runs: label -> the rows "by_difficulty" of each of its runs, drawn in one color.
@@ -62,12 +62,12 @@ def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path
     for (label, color), seeds in zip(_colors(runs), runs.values(), strict=True):
         for number, rows in enumerate(seeds):
             x = [row["difficulty"] for row in rows]
-            for axes, key in zip(panels, ("ponder", "error"), strict=True):
+            for axes, key in zip(panels, ("steps", "error"), strict=True):
                 y = np.array([row[key] for row in rows])
                 spread = np.array([row[f"{key}_standard_error"] for row in rows])
                 axes.plot(x, y, color=color, label=None if number else label)
                 axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
-    for axes, name in zip(panels, ("ponder N + R", "error rate"), strict=True):
+    for axes, name in zip(panels, ("ponder steps N", "error rate"), strict=True):
         axes.set_ylabel(name)
         axes.set_xlabel("difficulty")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

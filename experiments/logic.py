@@ -49,7 +49,7 @@ PRESETS = {
         max_steps=10,
         init="glorot",
         learning_rate=5e-3,
-        steps=6000,
+        steps=24_000,
         log_every=50,
         checkpoint_every=1000,
     ),

@@ -6,10 +6,11 @@ import pathlib
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Rows of text, whose names head the columns, as an HTML table."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    """Rows of text, whose names head the columns, as an HTML table; a row may lack some."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     lines = [
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(row.get(name, ''))}</td>" for name in names) + "</tr>"
         for row in rows
     ]
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from actjax import budget
 from actjax.training import distributed
+
+ADAPTIVE = ("act", "lfact")  # models with a time penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +131,16 @@ def check(config: Options):
         )
     if config.tau < 0:
         raise ValueError(f"tau is {config.tau}; it must not be negative")
+    if config.ponder_budget is not None:
+        if config.model not in ADAPTIVE:
+            raise ValueError(
+                f"ponder_budget is {config.ponder_budget}; {config.model} has no halting to hold"
+            )
+        if not budget.ONE_STEP < config.ponder_budget < config.max_steps + 1:
+            raise ValueError(
+                f"ponder_budget is {config.ponder_budget}; it must be above 2, the cost of one "
+                f"step, and below max_steps + 1 = {config.max_steps + 1}"
+            )
     if not config.learning_rate > 0:
         raise ValueError(f"learning_rate is {config.learning_rate}; it must be above 0")
     if not 0 < config.epsilon < 1:

@@ -27,13 +27,12 @@ class Parity(Options):
 
 
 PRESETS = {
-    "demo": Parity(bits=24, max_steps=20, learning_rate=2e-3, steps=10_000),
+    "demo": Parity(bits=24, max_steps=20, learning_rate=2e-3, steps=10_000, log_every=25),
     "fojo": Parity(
         tau=1e-2,
         over_time="mean",
         init="glorot",
         steps=2_000_000,
-        log_every=1000,
         checkpoint_every=10_000,
     ),
     # 1M iterations of 16 asynchronous workers; the paper does not say how weights start

@@ -12,7 +12,7 @@ import tyro
 from experiments import markup, plots, tables
 from experiments.learned import page
 from experiments.plots import lfact
-from experiments.plots.style import groups, plus_minus
+from experiments.plots.style import groups, mean_and_error, plus_minus
 
 # What each paper says of a figure, for the column beside ours.
 PAPER = {
@@ -65,8 +65,8 @@ FINANCE = {
     "size": "On Wikipedia LFACT improves with more text, 7 % ahead of the others throughout.",
 }
 BUDGET = (
-    "The paper's open problem: “how to automatically determine the trade-off between accuracy and "
-    "speed”. A ponder budget holds the mean ponder at a target by moving τ."
+    "An open problem of Graves 2016: tau sets how accuracy is paid for with time, and has to be "
+    "found by hand. A ponder budget holds the mean ponder at a target by moving τ."
 )
 
 STYLE = """
@@ -137,22 +137,25 @@ def _section(task: str, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str
         parts.append(f"<p class=missing>Not run. <code>{command}</code></p>")
     parts += [_sweep(path, summary) for path, summary in found]
     if task in tables.TABLES:
-        rows = tables.compare(task, [summary for _, summary in found])
+        rows = tables.compare(task, [(path.stem, summary) for path, summary in found])
+        command = html.escape(tables.COMMAND.format(task=task))
         parts.append(
             f"<h3>Table {tables.NUMBER[task]} of Fojo 2018</h3><p class=note>At the paper's "
             "settings (preset fojo). Solved: 98 % accuracy after a Savitzky-Golay filter of 71 "
-            "rows (ours: rows of 100 updates, each their mean); one number a seed. Repetitions: N, "
-            "averaged over the whole run, as in the paper.</p>" + markup.table(rows)
+            "rows (ours: the mean of as many updates as lie between two rows); one number a seed. "
+            "Repetitions: the paper's are averaged over runs of up to 2,000,000 updates, long "
+            "after most had solved the task; ours end when solved, and so hold more of the time "
+            f"before. The whole table: <code>{command}</code></p>" + markup.table(rows)
         )
         if all(row["ours: solved at"] == tables.NOT_RUN for row in rows):
-            command = f"python -m experiments sweep {task} --preset {tables.PRESET} --results FILE"
             parts.append(
                 "<p class=missing>No sweep at the paper's size has been run: it is one for an "
-                f"accelerator. <code>{command}</code></p>"
+                "accelerator.</p>"
             )
+    pools = plots.pooled([(path.stem, summary) for path, summary in found])
     for name, figure in plots.FIGURES.items():
         if task in figure.numbers:
-            parts.append(_figure(task, name, figure, found))
+            parts.append(_figure(task, name, figure, pools))
     held = [entry for entry in found if _holds_budget(entry[1])]
     if held:
         parts.append("<h3>Ponder budget</h3>" + f"<p class=note>Paper: {html.escape(BUDGET)}</p>")
@@ -204,12 +207,16 @@ def _heading(path: pathlib.Path, summary: dict[str, Any]) -> str:
 def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
     """A row for each model and setting of a sweep, mean ± standard error over its seeds."""
     rows = []
-    for label, members in groups(summary["members"]).items():
+    for label, every in groups(summary["members"]).items():
+        members = [m for m in every if not m["diverged"]]
+        lost = f", {len(every) - len(members)} diverged" if len(members) < len(every) else ""
+        row = {"model": label, "seeds": f"{len(members)}{lost}"}
+        rows.append(row)
+        if not members:
+            continue
         evaluations = [m["evaluation"] for m in members]
-        slopes = [e["ponder_slope"] for e in evaluations if e.get("ponder_slope")]
-        row = {
-            "model": label,
-            "seeds": str(len(members)),
+        slopes = [e["steps_slope"] for e in evaluations if e.get("steps_slope")]
+        row |= {
             "updates": _span([m["updates"] for m in members]),
             "solved": f"{sum(m['solved_at'] is not None for m in members)} of {len(members)}",
         }
@@ -221,8 +228,10 @@ def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
             row["sequence error rate"] = plus_minus([e["error"] for e in evaluations], 4)
         row["ponder N + R"] = plus_minus([e["ponder"] for e in evaluations], 2)
         row["steps N"] = plus_minus([e["ponder_steps"] for e in evaluations], 2)
-        row["slope of ponder in difficulty"] = _slope(slopes)
-        rows.append(row)
+        row["slope of N in difficulty"] = _slope(slopes)
+        stuck = [m["advice"].split(" (")[0] for m in members if m["advice"]]
+        if stuck:
+            row["halting"] = f"{stuck[0]} ({len(stuck)} of {len(members)})"
     return rows
 
 
@@ -232,9 +241,9 @@ def _figure(task: str, name: str, figure, found) -> str:
     if (task, name) in PAPER:
         parts.append(f"<p class=note>Paper: {html.escape(PAPER[task, name])}</p>")
     drawn = [
-        f"<p class=note>Ours, {html.escape(path.stem)} (preset "
+        f"<p class=note>Ours, {html.escape(pool)} (preset "
         f"{html.escape(summary['config']['preset'])}):</p>{picture}"
-        for path, summary in found
+        for pool, summary in found
         if (picture := _picture(figure.draw, summary))
     ]
     return "\n".join(parts + (drawn or ["<p class=missing>Not run.</p>"]))
@@ -243,7 +252,7 @@ def _figure(task: str, name: str, figure, found) -> str:
 def _budget(path: pathlib.Path, summary: dict[str, Any]) -> str:
     rows = []
     for member in summary["members"]:
-        if member["ponder_budget"] is None:
+        if member["ponder_budget"] is None or member["diverged"]:
             continue
         found = member["evaluation"]
         off = found["ponder"] / member["ponder_budget"] - 1
@@ -276,10 +285,13 @@ def _picture(draw, found: Any) -> str:
 
 
 def _slope(slopes: list[dict[str, float]]) -> str:
-    """The mean slope over seeds, or a single seed's with the standard error of its fit."""
-    if len(slopes) == 1:
-        return f"{slopes[0]['value']:.4f} ± {slopes[0]['standard_error']:.4f} (of the fit)"
-    return plus_minus([slope["value"] for slope in slopes], 4) if slopes else ""
+    """The mean slope over seeds; its standard error has that over seeds and those of the fits."""
+    if not slopes:
+        return ""
+    mean, over_seeds = mean_and_error([slope["value"] for slope in slopes])
+    fits = np.array([slope["standard_error"] for slope in slopes])
+    of_fits = np.sqrt((fits**2).sum()) / len(fits)
+    return f"{mean:.4f} ± {np.hypot(np.nan_to_num(over_seeds), of_fits):.4f}"
 
 
 def _span(values: list[int]) -> str:

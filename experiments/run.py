@@ -17,7 +17,7 @@ from actjax import budget, training
 from actjax.training import distributed, sharding
 from actjax.training.step import Sample
 from experiments.network import Network
-from experiments.options import Options, as_json, label, run_folder
+from experiments.options import ADAPTIVE, Options, as_json, label, run_folder
 
 SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
@@ -123,7 +123,7 @@ def steps_by_step(steps: np.ndarray) -> dict[str, list[float]]:
 
 def make_controller(options: Options) -> budget.TauController:
     """Tau as the options want it: fixed, or moved to hold a ponder budget."""
-    if options.model not in ("act", "lfact"):
+    if options.model not in ADAPTIVE:
         return budget.fixed(0.0)
     if options.ponder_budget is None:
         return budget.fixed(options.tau)
@@ -153,7 +153,7 @@ def finish(
         "command": command(sys.argv[1:]),
         **environment(),
     }
-    if options.model in ("act", "lfact"):
+    if options.model in ADAPTIVE:
         advice = budget.halting_advice(last["ponder_steps"], max_steps=options.max_steps)
         summary["advice"] = advice
     training.write_json(folder / SUMMARY, summary)

@@ -26,9 +26,16 @@ def solved_at(step: np.ndarray, accuracy: np.ndarray, threshold: float = 0.98) -
       100
     """
     known = np.isfinite(accuracy)
-    step, accuracy = step[known], accuracy[known]
-    if len(accuracy) < WINDOW:
-        return None
-    half = WINDOW // 2
-    reached = np.flatnonzero(smooth(accuracy)[half:-half] >= threshold)
-    return int(step[half + reached[0]]) if len(reached) else None
+    reached = np.flatnonzero(_inside(accuracy[known]) >= threshold)
+    return int(step[known][WINDOW // 2 + reached[0]]) if len(reached) else None
+
+
+def best(accuracy: np.ndarray) -> float | None:
+    """The highest smoothed accuracy, of the same rows; None where there are too few."""
+    inside = _inside(accuracy[np.isfinite(accuracy)])
+    return round(min(1.0, float(inside.max())), 4) if len(inside) else None
+
+
+def _inside(values: np.ndarray) -> np.ndarray:
+    """The smoothed values that have a full window around them."""
+    return smooth(values)[WINDOW // 2 : -(WINDOW // 2)] if len(values) >= WINDOW else values[:0]

@@ -16,12 +16,13 @@ from jax import Array
 from actjax import budget, training
 from actjax.tasks import text
 from actjax.training.metrics import write_atomically
-from actjax.training.sweep import Sweep, stack_states, sweep
+from actjax.training.sweep import BATCHING, Sweep, stack_states, sweep
 from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
-from experiments.ensemble import compact, set_cpu_devices
+from experiments.ensemble import compact, plain, set_cpu_devices
 from experiments.network import make_network
-from experiments.options import Options, as_json, check_one_process, label, parse
-from experiments.smoothing import smooth, solved_at
+from experiments.options import ADAPTIVE, Options, as_json, check_one_process, label, parse
+from experiments.options import check as check_options
+from experiments.smoothing import best, smooth, solved_at
 
 TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
 TASKS["wikipedia"] = synthetic.Task(
@@ -35,9 +36,12 @@ TASKS["wikipedia"] = synthetic.Task(
     score=wikipedia.validation,
     measure=lambda *arguments: _measure_text(*arguments),
 )
-ADAPTIVE = ("act", "lfact")  # models with a time penalty
 HELD_OUT_BYTES = 100_000  # that measure a member of a sweep on text
 CURVE_POINTS = 120  # of a learning curve in the summary
+CURVES = (
+    *("accuracy", "smoothed_accuracy", "ponder", "smoothed_ponder", "ponder_steps", "ponder_max"),
+    *("bits_per_character", "loss", "tau", "validation_max"),
+)
 SUMMARY = "sweep.json"
 
 
@@ -49,8 +53,7 @@ class Grid:
     """Which models, separated by commas: rnn, act, repeat, lfact."""
     tau: str | None = None
     """Time penalties of act and lfact, the preset's unless given: numbers separated by commas;
-    1e-4:1e-1:log for i x 10^-j with i from 1 to 9, the grid of Graves 2016; or 1e-4:1e-1:12 for 12
-    equal ratios."""
+    1e-4:1:log for i x 10^-j, the grid of Graves 2016; or 1e-4:1e-1:12 for 12 equal ratios."""
     repeats: str = "2"
     """Numbers of repeats of repeat, separated by commas."""
     seeds: int = 4
@@ -77,10 +80,11 @@ def main(argv: list[str]):
     set_cpu_devices(grid.cpu_devices)
     folder = grid.out or pathlib.Path("runs") / f"sweep-{task.name}"
     groups = plan(grid, options)
+    data = task.load(options) if task.load else synthetic.Loaded()
+    check(task, groups, data)
     members, seconds = [], 0.0
     for group in groups:
-        here = folder / group_name(group[0])
-        rows, spent = run_group(task, grid, group, here)
+        rows, spent = run_group(task, grid, group, folder / group_name(group[0]), data)
         members += rows
         seconds += spent
     words = [word for word in argv if word != "--resume"]  # which changes no number
@@ -91,8 +95,9 @@ def main(argv: list[str]):
         "solved": grid.solved,
         "retire": grid.retire,
         "wall_time_seconds": round(seconds, 1),
+        **({"data_sha256": data.sha256} if data.sha256 else {}),
         **run.environment(),
-        "members": members,
+        "members": plain(members),
     }
     training.write_json(folder / SUMMARY, summary)
     if grid.results is not None:
@@ -115,8 +120,14 @@ def read(argv: list[str]) -> tuple[synthetic.Task, Grid, Options]:
         args=argv[1:] if task else ["--help"],
         return_unknown_args=True,
     )
+    instead = {"--model": "--models", "--devices": "--cpu-devices, or takes all there are"}
+    for word in rest:
+        if (name := word.split("=")[0]) in instead:
+            raise ValueError(f"{name} is for a single run; a sweep has {instead[name]}")
     options = parse(task.name, task.presets, rest)
     check_one_process("sweep", options)
+    if grid.batching not in (None, *BATCHING):
+        raise ValueError(f"batching is {grid.batching!r}; it must be one of {', '.join(BATCHING)}")
     if grid.seeds < 1:
         raise ValueError(f"seeds is {grid.seeds}; it must be at least 1")
     if not 0 < grid.solved <= 1:
@@ -133,6 +144,8 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
     groups = []
     for model in grid.models.split(","):
         one = dataclasses.replace(options, model=model)
+        if model not in ADAPTIVE:
+            one = dataclasses.replace(one, ponder_budget=None)
         match model:
             case "rnn":
                 kinds = [[one]]
@@ -152,6 +165,20 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
     return groups
 
 
+def check(task: synthetic.Task, groups: list[list[Options]], data: synthetic.Loaded):
+    """Refuses what cannot be trained before the first folder is made."""
+    names = [group_name(group[0]) for group in groups]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"models and repeats name {', '.join(sorted(twice))} twice")
+    for member in (member for group in groups for member in group):
+        check_options(member)
+        run.make_controller(member)
+    for group in groups:
+        run.input_size(task.sampler(group[0]), data.train)
+        jax.eval_shape(make_member(task, group[0])[1], 0, group[0].tau)
+
+
 def taus(text: str) -> list[float]:
     """The time penalties that `text` names, ascending.
 
@@ -162,7 +189,7 @@ def taus(text: str) -> list[float]:
       [0.0001, 0.001, 0.01]
     """
     if ":" not in text:
-        return sorted(_numbers("tau", text, float))
+        return sorted(set(_numbers("tau", text, float)))
     try:
         low, high, count = text.split(":")
         low, high = float(low), float(high)
@@ -179,7 +206,11 @@ def taus(text: str) -> list[float]:
 
 
 def run_group(
-    task: synthetic.Task, grid: Grid, group: list[Options], folder: pathlib.Path
+    task: synthetic.Task,
+    grid: Grid,
+    group: list[Options],
+    folder: pathlib.Path,
+    data: synthetic.Loaded,
 ) -> tuple[list[dict[str, Any]], float]:
     """Trains and measures one group: a summary for each member, and the seconds of training."""
     options = group[0]
@@ -187,6 +218,7 @@ def run_group(
         "taus": [member.tau for member in group],
         "seeds": [member.seed for member in group],
         "retire": grid.solved if grid.retire else None,
+        **({"data_sha256": data.sha256} if data.sha256 else {}),
     }
     training.claim_folder(folder, config, resume=grid.resume)
     train_step, make_state = make_member(task, options)
@@ -200,24 +232,25 @@ def run_group(
         )
 
     seeds = jnp.array([member.seed for member in group])
-    data, measured_on = task.load(options) if task.load else ((), ())
     result = sweep(
         train_step,
         stack_states(make_state, seeds, jnp.array([member.tau for member in group])),
         keys=jax.vmap(jax.random.key)(seeds),
         steps=options.steps,
-        data=data,
+        data=data.train,
         directory=folder,
         log_every=options.log_every,
-        rows_per_dispatch=10,
+        rows_per_dispatch=_rows_per_dispatch(options),
+        checkpoint_every=options.checkpoint_every,
         retire=retire if grid.retire else None,
         batching=grid.batching,
         description=f"{task.name} {group_name(options)} x {len(group)}",
     )
     kept = task.score(options) is not None
     networks = result.states.extra.model if kept else result.states.model
+    networks = jax.device_put(networks, jax.devices()[0])  # all of them, to be measured there
     if task.measure:
-        found = task.measure(options, networks, measured_on)
+        found = task.measure(options, networks, data.measured)
     else:
         batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
         found = synthetic.evaluate(task, options, networks, batches=batches)
@@ -267,17 +300,18 @@ def member_summary(
     grid: Grid, options: Options, result: Sweep, index: int, found: dict[str, Any]
 ) -> dict[str, Any]:
     """What the figures and tables need of one member."""
-    ran = np.isfinite(result.history["accuracy"][:, index])
+    finite = [np.isfinite(result.history[k][:, index]) for k in ("loss", "gradient_norm")]
+    ran = np.logical_and.accumulate(np.all(finite, axis=0))  # until it retired or diverged
     history = {
         name: values[ran] if values.ndim == 1 else values[ran, index]
         for name, values in result.history.items()
     }
-    at = solved_at(history["step"], history["accuracy"], grid.solved)
     act = options.model in ADAPTIVE
+    diverged = bool(result.diverged[index])
     kept = result.states.extra
     best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
     stuck = None
-    if act:
+    if act and not diverged:
         steps = float(history["ponder_steps"][-1])
         stuck = budget.halting_advice(steps, max_steps=options.max_steps)
     return {
@@ -286,12 +320,12 @@ def member_summary(
         "ponder_budget": options.ponder_budget if act else None,
         "repeats": options.repeats if options.model == "repeat" else None,
         "seed": options.seed,
-        "updates": int(history["step"][-1]) if ran.any() else 0,
-        "solved_at": at,
-        "diverged": bool(result.diverged[index]),
-        "smoothed_accuracy": round(float(smooth(history["accuracy"]).max()), 4),
-        "mean_ponder_steps": round(float(history["ponder_steps"].mean()), 4),
-        "tau_at_end": float(history["tau"][-1]),
+        "updates": int(result.states.step[index]),
+        "solved_at": solved_at(history["step"], history["accuracy"], grid.solved),
+        "diverged": diverged,
+        "smoothed_accuracy": best(history["accuracy"]),
+        "mean_ponder_steps": float(history["ponder_steps"].mean()) if ran.any() else None,
+        "tau_at_end": float(history["tau"][-1]) if ran.any() else None,
         "advice": stuck,
         "curve": curve(history),
         "best_update": best_update,
@@ -300,22 +334,19 @@ def member_summary(
 
 
 def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """A learning curve thinned to `CURVE_POINTS`, each the mean of the rows it stands for."""
+    """A learning curve thinned to `CURVE_POINTS`, each the mean of the rows it stands for.
+
+    Accuracy and ponder come a second time, as "smoothed_", filtered over all rows before thinning.
+    """
     rows = len(history["step"])
+    if not rows:
+        return {"step": []}
     parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
     thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
-    names = (
-        "accuracy",
-        "bits_per_character",
-        "ponder",
-        "ponder_steps",
-        "ponder_max",
-        "loss",
-        "tau",
-    )
-    names += ("validation_max",)
-    for name in history.keys() & names:
-        thinned[name] = [float(f"{history[name][part].mean():.5g}") for part in parts]
+    smoothed = {f"smoothed_{name}": smooth(history[name]) for name in ("accuracy", "ponder")}
+    for name, values in (history | smoothed).items():
+        if name in CURVES:
+            thinned[name] = [float(f"{values[part].mean():.5g}") for part in parts]
     return thinned
 
 
@@ -327,7 +358,7 @@ def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
             "tau": "" if member["tau"] is None else f"{member['tau']:g}",
             "seed": str(member["seed"]),
             "updates": f"{member['updates']:,}",
-            "solved at": "-" if member["solved_at"] is None else f"{member['solved_at']:,}",
+            "solved at": _solved(member),
             **_error(member["evaluation"]),
             "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
             "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
@@ -342,6 +373,12 @@ def advice(members: list[dict[str, Any]]) -> list[str]:
         f"tau {tau:g}: {next(m['advice'] for m in members if m['tau'] == tau and m['advice'])}"
         for tau in sorted({m["tau"] for m in members if m["advice"]})
     ]
+
+
+def _solved(member: dict[str, Any]) -> str:
+    if member["diverged"]:
+        return "diverged"
+    return "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
 
 
 def _error(found: dict[str, Any]) -> dict[str, str]:
@@ -363,6 +400,12 @@ def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
         network = jax.tree.map(lambda leaf: leaf[best], networks)
         found[best]["stretches"] = wikipedia.stretches(network, test.text)
     return found
+
+
+def _rows_per_dispatch(options: Options) -> int:
+    """As many as ten, in a whole number of dispatches between checkpoints."""
+    rows = options.checkpoint_every // options.log_every
+    return max(count for count in range(1, 11) if rows % count == 0)
 
 
 def group_name(options: Options) -> str:

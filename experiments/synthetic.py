@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,20 @@ from actjax.tasks.batch import Batch
 from experiments import evaluation, figures, run
 from experiments.network import Network, make_network
 from experiments.options import Options, joined, parse
+
+
+class Loaded(NamedTuple):
+    """What a task that is not generated trains on and is measured on; nothing for the others.
+
+    Attributes:
+      train: pytree of arrays, handed to the sampler.
+      measured: handed to `Task.measure`.
+      sha256: of the data itself; a resumed run must have the same.
+    """
+
+    train: Any = ()
+    measured: Any = ()
+    sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Task:
       objective: `options -> (network, batch, tau) -> (loss, metrics)`.
       predict: logits to predictions, comparable with the targets.
       levels: `options -> {difficulty: key -> Batch}` or None; see `evaluation.evaluate`.
-      load: `options -> (data to train on, data to measure on)` for a task that is not generated.
+      load: `options -> Loaded` for a task that is not generated.
       score: `options -> (network, data) -> float` where the weights that score best on validation
         data are measured, or None where the last are.
       measure: `(options, networks, data) -> ` a dict a member, in place of `evaluation.evaluate`;
@@ -43,7 +57,7 @@ class Task:
     objective: Callable[[Options], Callable[..., tuple[Array, dict[str, Array]]]]
     predict: Callable[[Array], Array]
     levels: Callable[[Options], dict[int, Callable[[Array], Batch]]] | None = None
-    load: Callable[[Options], tuple[Any, Any]] | None = None
+    load: Callable[[Options], Loaded] | None = None
     score: Callable[[Options], Callable[..., Array] | None] = lambda options: None
     measure: Callable[..., list[dict[str, Any]]] | None = None
     example: Callable[..., dict[str, list[str]]] | None = None

@@ -3,7 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
-from experiments.plots import lfact
+from experiments import addition, parity
+from experiments.options import as_json
+from experiments.plots import lfact, pool
 from experiments.plots.style import mean_and_error, plus_minus
 
 
@@ -54,32 +56,35 @@ FINANCE = {
     "seq2seq-10": ("0.439, 0.481, 0.447", {"act": "about 0", "lfact": "+7.4 %"}),
 }
 NUMBER = {"parity": "6.1", "addition": "6.2"}
-PRESET = "fojo"  # the sizes and settings a run must have to stand in a table
+COMMAND = (
+    "python -m experiments sweep {task} --preset fojo --models rnn,repeat,act --repeats 2,3,5,8 "
+    "--tau 1e-1,1e-2,5e-3,1e-3 --seeds 2 --retire --results FILE"
+)
+SETTINGS = {"parity": parity.PRESETS["fojo"], "addition": addition.PRESETS["fojo"]}
+SOLVED = 0.98
 NOT_RUN = "not run"
 
 
-def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
+def compare(task: str, found: list[tuple[str, dict[str, Any]]]) -> list[dict[str, str]]:
     """The table's rows as text, the paper's columns and ours, one line a row of the paper.
 
     Args:
       task: "parity" or "addition".
-      summaries: of sweeps of the task; only those at the paper's settings count, and of several
-        runs of a model and seed the longest.
+      found: names and summaries of sweeps of the task; only those at the paper's settings count,
+        and of several runs of a model and seed the longest.
     """
-    members = [
-        member
-        for summary in summaries
-        if summary["config"]["preset"] == PRESET
-        for member in summary["members"]
-        if member["ponder_budget"] is None
-    ]
+    settings = as_json(task, SETTINGS[task])
+    members = pool.longest(
+        [
+            member | {"sweep": name}
+            for name, summary in found
+            if pool.alike(summary["config"], settings) and summary["solved"] == SOLVED
+            for member in summary["members"]
+        ]
+    )
     rows = []
     for row in TABLES[task]:
-        longest = {}
-        for member in sorted(members, key=lambda m: m["updates"]):
-            if _key(member) == row.key:
-                longest[member["seed"]] = member
-        ours = [longest[seed] for seed in sorted(longest)]
+        ours = sorted((m for m in members if _key(m) == row.key), key=lambda m: m["seed"])
         rows.append(
             {
                 "model": row.model,
@@ -88,8 +93,10 @@ def compare(task: str, summaries: list[dict[str, Any]]) -> list[dict[str, str]]:
                 else _count(row.solved_at),
                 "ours: solved at": "; ".join(map(_outcome, ours)) or NOT_RUN,
                 "paper: repetitions": f"{row.repetitions:.4g}",
-                "ours: repetitions": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
-                "ours: smoothed accuracy": "; ".join(f"{_best(m):.3f}" for m in ours),
+                "ours: mean N of the run": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
+                "N at its end": "; ".join(f"{m['evaluation']['ponder_steps']:.3f}" for m in ours),
+                "smoothed accuracy": "; ".join(_best(m) for m in ours),
+                "sweep": ", ".join(sorted({m["sweep"] for m in ours})),
             }
         )
     return rows
@@ -150,8 +157,9 @@ def _outcome(member) -> str:
     return f"not in {_count(member['updates'])}"
 
 
-def _best(member) -> float:
-    return member["smoothed_accuracy"]
+def _best(member) -> str:
+    best = member["smoothed_accuracy"]
+    return "too few rows" if best is None else f"{best:.3f}"
 
 
 def _count(updates: int) -> str:

@@ -146,7 +146,7 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
         (["wikipedia", "--preset=fojo"], "preset is 'fojo'; wikipedia has demo, lfact, graves"),
         (["parity", "--tau", "-1"], "tau is -1.0; it must not be negative"),
         (["parity", "--epsilon", "1"], "epsilon is 1.0; it must be above 0 and below 1"),
-        (["parity", "--ponder-budget", "1.5"], "ponder budget is 1.5; it must be above 2"),
+        (["parity", "--ponder-budget", "1.5"], "ponder_budget is 1.5; it must be above 2"),
         (["parity", "--steps", "0"], "steps is 0; it must be at least 1"),
         (["parity", "--bits", "0"], "bits is 0; it must be at least 1"),
         (["parity", "--log-every", "7"], "checkpoint_every is 1000; it must be a multiple of"),

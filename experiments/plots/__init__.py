@@ -10,6 +10,7 @@ import tyro
 
 from experiments import run
 from experiments.plots import fojo, graves, language, lfact
+from experiments.plots.pool import pooled
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 TASKS = ("parity", "logic", "addition", "sort", "wikipedia")
@@ -91,7 +92,10 @@ FIGURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draw the papers' figures from the summaries of sweeps, a file SWEEP_FIGURE.png for each."""
+    """Draw the papers' figures from the summaries of sweeps, a file SWEEP_FIGURE.png for each.
+
+    Sweeps at the same settings share their figures.
+    """
 
     results: pathlib.Path = RESULTS
     """Folder with a folder a task, which holds the summaries (.json) and gets the figures."""
@@ -122,13 +126,18 @@ def draw(task: str, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path]
     if task in TOGETHER:
         return TOGETHER[task](members(task, results), results / task)
     drawn = []
-    for path, summary in summaries(task, results):
+    for pool, summary in pools(task, results):
         for name, figure in FIGURES.items():
-            target = path.with_name(f"{path.stem}_{name}.png")
+            target = results / task / f"{pool}_{name}.png"
             if (task in figure.numbers or not figure.numbers) and figure.draw(summary, target):
                 number = figure.numbers.get(task, "budget")
                 drawn.append((number, figure.title, target))
     return drawn
+
+
+def pools(task: str, results: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The summaries in a task's folder, those that differ only in what figures compare as one."""
+    return pooled([(path.stem, summary) for path, summary in summaries(task, results)])
 
 
 def members(task: str, results: pathlib.Path) -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ from experiments.plots.style import THOUSANDS, colors, groups, mean_curve, name,
 
 def act(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Accuracy and ponder against updates, a colour for each tau (figs. 6.4, 6.6)."""
-    wanted = [m for m in summary["members"] if m["model"] == "act" and m["ponder_budget"] is None]
-    return _training(wanted, ("accuracy", "ponder"), path)
+    fixed = [m for m in summary["members"] if m["ponder_budget"] is None]
+    wanted = [m for m in fixed if m["model"] in ("rnn", "act")]
+    return _has(wanted, "act") and _training(wanted, ("accuracy", "ponder"), path)
 
 
 def repeat(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Accuracy against updates for the plain network and each number of repeats (6.5, 6.7)."""
     wanted = [m for m in summary["members"] if m["model"] == "rnn" or m["repeats"]]
-    return _training(wanted, ("accuracy",), path)
+    return _has(wanted, "repeat") and _training(wanted, ("accuracy",), path)
 
 
 def by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -45,15 +46,16 @@ def budget(summary: dict[str, Any], path: pathlib.Path) -> bool:
     held = [m for m in summary["members"] if m["ponder_budget"] is not None]
     if not held:
         return False
-    if not _training(held, ("accuracy", "ponder", "tau"), path, target=held[0]["ponder_budget"]):
-        return False
-    return True
+    return _training(held, ("accuracy", "ponder", "tau"), path, target=held[0]["ponder_budget"])
+
+
+def _has(members, model: str) -> bool:
+    return any(m["model"].startswith(model) for m in members)
 
 
 def _training(members, keys, path: pathlib.Path, *, target: float | None = None) -> bool:
+    """Curves after the paper's Savitzky-Golay filter, the rows themselves faint below them."""
     found = groups(members)
-    if not found:
-        return False
     tones = colors(found)
     figure, panels = plt.subplots(len(keys), 1, figsize=(7, 1 + 2.4 * len(keys)), sharex=True)
     panels = np.atleast_1d(panels)
@@ -62,7 +64,8 @@ def _training(members, keys, path: pathlib.Path, *, target: float | None = None)
             for member in group:
                 curve = member["curve"]
                 axes.plot(curve["step"], curve[key], color=tones[label], alpha=0.3, lw=0.8)
-            axes.plot(*mean_curve(group, key), color=tones[label], label=label)
+            smoothed = key if key == "tau" else f"smoothed_{key}"
+            axes.plot(*mean_curve(group, smoothed), color=tones[label], label=label)
     for axes, key in zip(panels, keys, strict=True):
         axes.set_ylabel({"ponder": "ponder N + R", "tau": "tau"}.get(key, key))
         if key == "tau":

@@ -66,7 +66,7 @@ def curves(summary: dict[str, Any], path: pathlib.Path) -> bool:
     right.set_xlabel("ponder steps N for each input")
     right.set_ylabel(_metric(summary))
     right.set_xscale("log")
-    ticks = [1, 2, 3, 5, 10, 20, 50]
+    ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100) if tick <= 1.5 * right.get_xlim()[1]]
     right.set_xticks(ticks, ticks)
     right.minorticks_off()
     (left if len(found) < 14 else right).legend(fontsize=7, ncols=1 + len(found) // 9)
@@ -74,7 +74,7 @@ def curves(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 
 def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
-    """Ponder and error against difficulty: members faint, means over seeds bold (fig. 6)."""
+    """Steps and error against difficulty: members faint, means over seeds bold (fig. 6)."""
     graded = [m for m in _fixed(summary) if m["evaluation"].get("by_difficulty")]
     found = groups(graded)
     if not found:
@@ -83,7 +83,7 @@ def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 4))
     for label, members in found.items():
         levels = [row["difficulty"] for row in members[0]["evaluation"]["by_difficulty"]]
-        for axes, key in zip(panels, ("ponder", "error"), strict=True):
+        for axes, key in zip(panels, ("steps", "error"), strict=True):
             lines = [[row[key] for row in m["evaluation"]["by_difficulty"]] for m in members]
             for line in lines:
                 axes.plot(levels, line, color=tones[label], alpha=0.2, lw=0.8)
@@ -91,7 +91,7 @@ def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
     unit = {"parity": "bits", "logic": "gates", "addition": "digits", "sort": "numbers"}
     for axes in panels:
         axes.set_xlabel(f"difficulty: {unit[summary['experiment']]}")
-    panels[0].set_ylabel("ponder N + R")
+    panels[0].set_ylabel("ponder steps N")
     panels[1].set_ylabel("sequence error rate")
     panels[1].set_ylim(bottom=0)
     panels[0].legend(fontsize=7, ncols=1 + len(found) // 9)
