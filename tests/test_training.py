@@ -220,6 +220,12 @@ def test_the_states_given_and_returned_stay_valid():
     assert training.digest(after) == training.digest(again)
 
 
+def test_a_state_with_its_best_can_be_donated():
+    step = training.keep_best(TRAIN_STEP, lambda model, data: -model["b"].sum(), every=1)
+    state, bad_step, _ = training.make_chunk(step, 2)(training.with_best(first_state()), KEY, DATA)
+    assert int(state.step) == 2 and int(bad_step) == 0
+
+
 def test_nothing_is_traced_again_from_chunk_to_chunk():
     traces = []
 
