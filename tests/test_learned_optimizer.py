@@ -400,7 +400,19 @@ def test_halting_is_learned_jointly_or_by_the_head_alone(objective, train_networ
         ),
         (
             lambda: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=0),
-            "max_steps must be at least 1",
+            "max_steps must be an integer of at least 1, got 0",
+        ),
+        *(
+            (
+                lambda steps=steps: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=steps),
+                f"max_steps must be an integer of at least 1, got {said}",
+            )
+            for steps, said in (
+                (2.5, "2.5"),
+                (True, "True"),
+                (jnp.float32(2), "float32"),
+                (jnp.int32(0), "0"),
+            )
         ),
         (
             lambda: meta.unroll(
