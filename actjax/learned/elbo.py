@@ -27,8 +27,8 @@ def log_posterior(logits: jax.Array, prior: HorizonPrior) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> q = jnp.exp(log_posterior(jnp.zeros(4), HorizonPrior(0.9)))
-      >>> round(float(q.sum()), 5)
+      >>> log_q = jax.jit(log_posterior, static_argnums=1)(jnp.zeros(4), HorizonPrior(0.9))
+      >>> round(float(jnp.exp(log_q).sum()), 5)
       1.0
     """
     logits = _steps_last("logits", logits)

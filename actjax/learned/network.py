@@ -43,7 +43,7 @@ class CoordinatewiseLSTM(nnx.Module):
       >>> from flax import nnx
       >>> network = CoordinatewiseLSTM(rngs=nnx.Rngs(0))
       >>> state = network.initial_state(jnp.zeros(7))
-      >>> state, update = network(state, jnp.ones(7))
+      >>> state, update = jax.jit(network.__call__)(state, jnp.ones(7))
       >>> update.shape, state.hidden[-1].shape
       ((7,), (20, 7))
     """
