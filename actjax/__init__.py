@@ -1,5 +1,6 @@
 """Adaptive computation in JAX: networks and optimizers that learn how many steps to take."""
 
+from actjax import attention, budget, f1, learned, losses, tasks, training
 from actjax.halting import (
     HaltingWeights,
     Ponder,
@@ -24,12 +25,19 @@ __all__ = [
     "Repeat",
     "Result",
     "Seq2Seq",
+    "attention",
+    "budget",
+    "f1",
     "halting_step",
     "halting_weights",
+    "learned",
+    "losses",
     "ponder",
     "repeat",
     "stream",
     "stream_batch",
+    "tasks",
+    "training",
     "unroll",
     "unroll_layers",
 ]

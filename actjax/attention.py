@@ -58,7 +58,7 @@ def transmission(
 
     >>> below = Layers(jnp.array([[[1.0], [5.0], [0.0]]]), jnp.array([2]))
     >>> even = Attention(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), jnp.zeros((3, 1)))
-    >>> transmission(even, jnp.ones((1, 1)), below, jnp.array([1]))
+    >>> jax.jit(transmission)(even, jnp.ones((1, 1)), below, jnp.array([1]))
     Array([[3.]], dtype=float32)
     """
     check_choice("attend", attend, ATTEND)

@@ -26,6 +26,8 @@ from jax.typing import ArrayLike
 
 ONE_STEP = 2.0  # N + R of a network that always halts at its first step, where R = 1
 
+LEAST_ERROR = -1e6  # stands for the log of a ponder of 0, so that a gain of 0 times it is 0
+
 
 class TauState(NamedTuple):
     """State of a controller, all float32 or int32 scalars.
@@ -150,7 +152,8 @@ def hold(
         move = integral * jnp.clip(jnp.log(state.ponder / ponder), -1.0, 1.0)
         log_dual = jnp.log(state.dual) + move
         dual = jnp.exp(jnp.clip(log_dual, jnp.log(min_tau), jnp.log(max_tau)))
-        pressed = jnp.clip(1.0 + proportional * jnp.log(measured / ponder), 0.0, 1.0)
+        error = jnp.maximum(jnp.log(measured / ponder), LEAST_ERROR)
+        pressed = jnp.clip(1.0 + proportional * error, 0.0, 1.0)
         return state._replace(tau=dual * pressed, dual=dual)
 
     return TauController(init=lambda: _start(tau), update=update)

@@ -68,6 +68,14 @@ def test_hold_lets_no_start_press_halting_to_one_step(tau):
     np.testing.assert_allclose(ponder[-4000:], 3.0, rtol=0.1)
 
 
+def test_a_measured_ponder_of_nothing_leaves_tau_a_number():
+    for proportional, expected in ((0, 1.0), (12.0, 0.0)):
+        controller = budget.hold(3.0, proportional=proportional)
+        state = controller.update(controller.init(), 0.0)
+        assert float(state.tau) == pytest.approx(expected * float(state.dual))
+        assert 0 < state.dual < 1e-3
+
+
 def test_hold_stops_at_its_limits_and_comes_back():
     controller = budget.hold(3.0, tau=0.1, min_tau=0.05, max_tau=0.2)
     state = controller.init()

@@ -125,6 +125,31 @@ def test_objective_of_sampled_horizons_is_unbiased(curves):
     assert float(objective.cost(losses, scores)[0]) == float(exact)  # validation draws nothing
 
 
+def sampled_bound(horizons, first_step=1):
+    prior = HorizonPrior(0.5, first_step=first_step)
+    return bounds.elbo(jnp.zeros(3), -jnp.arange(3.0), prior, horizons=horizons)
+
+
+@pytest.mark.parametrize("first_step", [0, 1])
+def test_sampled_horizons_count_from_the_priors_first_step(first_step):
+    values = bounds.horizon_elbo(jnp.zeros(3), -jnp.arange(3.0), HorizonPrior(0.5))
+    asked = jnp.arange(first_step - 1, first_step + 4)
+    found = jax.vmap(jax.jit(lambda T: sampled_bound(T, first_step)))(asked)
+    np.testing.assert_allclose(found[1:4], values, rtol=1e-6)
+    assert np.isnan(found[0]) and np.isnan(found[4])  # traced, so that they cannot be refused
+    assert float(sampled_bound(first_step + 2, first_step)) == pytest.approx(float(values[2]))
+
+
+@pytest.mark.parametrize("bound", ["act", "marginal"])
+def test_one_logit_stands_for_all_steps(bound):
+    prior, gain = HorizonPrior(0.9), jnp.full(3, -1.0)
+    found = bounds.elbo(jnp.zeros(1), gain, prior, bound=bound)
+    assert float(found) == pytest.approx(
+        float(bounds.elbo(jnp.zeros(3), gain, prior, bound=bound)), rel=1e-6
+    )
+    assert found > -2
+
+
 @pytest.mark.parametrize("k", [1.0, 0.1])
 def test_oracle_is_the_optimum(curves, k):
     prior = HorizonPrior(0.9, horizon=H)
@@ -235,6 +260,12 @@ def test_one_step_at_a_time_equals_whole_curves(curves):
             lambda: bounds.elbo(jnp.ones(3), jnp.ones(3), HorizonPrior(0.5), bound="x"),
             "bound must be",
         ),
+        (lambda: sampled_bound(0), "integers from 1 to 3, got 0"),
+        (lambda: sampled_bound(-1), "integers from 1 to 3, got -1"),
+        (lambda: sampled_bound(jnp.array([3, 4])), "integers from 1 to 3, got 4"),
+        (lambda: sampled_bound(3, first_step=0), "integers from 0 to 2, got 3"),
+        (lambda: sampled_bound(1.0), "integers from 1 to 3, got 1.0"),
+        (lambda: sampled_bound(True), "integers from 1 to 3, got True"),
         (lambda: bounds.log_posterior(jnp.ones(()), HorizonPrior(0.5)), "at least one step"),
         (
             lambda: halting_objective(StickBreaking(HorizonPrior(0.5)), horizons="sample"),

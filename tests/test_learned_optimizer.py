@@ -152,6 +152,21 @@ def test_updates_are_zero_after_halting():
     assert 0 < float(state.posterior.mass) < 1
 
 
+@pytest.mark.parametrize("made_there", [False, True])
+@pytest.mark.parametrize("posterior", [Softmax(HorizonPrior(0.7)), POSTERIOR, Graves()], ids=type)
+def test_float32_parameters_are_minimised_under_x64(posterior, made_there):
+    made = (network(layers=1), head())
+    with jax.enable_x64(True):
+        optimizer = act_optimizer(
+            *((network(layers=1), head()) if made_there else made), posterior, stop=MassRule(1.0)
+        )
+        params = jnp.zeros(3, jnp.float32)
+        found = minimize(optimizer, lambda x: ((x - 1) ** 2).sum(), params, max_steps=2)
+    assert int(found.steps) == 2 and found.params.dtype == jnp.float32
+    assert found.state.memory.cell[0].dtype == (jnp.float64 if made_there else jnp.float32)
+    assert found.state.posterior.logit.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("nonfinite", ["skip", "halt"])
 @pytest.mark.parametrize("make", [lambda **o: lstm_optimizer(network(), **o), act])
 def test_nonfinite_gradients_do_not_spread(make, nonfinite):
@@ -327,6 +342,18 @@ def test_training_learns_and_resumes(tmp_path):
     assert float(once.extra.best_loss) <= float(once.extra.validation_loss)
 
 
+def test_a_meta_step_takes_only_states_of_its_own_batch_size():
+    make_family = lambda data: FAMILY  # noqa: E731
+    step = make_meta_step(make_family, summed_loss(), optax.sgd(0.1), batch_size=8)
+    state = init_meta(
+        LearnedOptimizer(network(layers=1)), optax.sgd(0.1), make_family, batch_size=4
+    )
+    with pytest.raises(ValueError, match="batch_size must be that of init_meta, 4 problems, got 8"):
+        step(state, jax.random.key(0))
+    donate = jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)
+    assert int(donate(state).step) == 0  # no buffer is there twice: `make_chunk` can take it
+
+
 @pytest.mark.parametrize(
     ("objective", "train_network"),
     [
@@ -373,7 +400,19 @@ def test_halting_is_learned_jointly_or_by_the_head_alone(objective, train_networ
         ),
         (
             lambda: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=0),
-            "max_steps must be at least 1",
+            "max_steps must be an integer of at least 1, got 0",
+        ),
+        *(
+            (
+                lambda steps=steps: minimize(optax.sgd(0.1), jnp.sum, jnp.ones(2), max_steps=steps),
+                f"max_steps must be an integer of at least 1, got {said}",
+            )
+            for steps, said in (
+                (2.5, "2.5"),
+                (True, "True"),
+                (jnp.float32(2), "float32"),
+                (jnp.int32(0), "0"),
+            )
         ),
         (
             lambda: meta.unroll(

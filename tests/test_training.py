@@ -220,6 +220,12 @@ def test_the_states_given_and_returned_stay_valid():
     assert training.digest(after) == training.digest(again)
 
 
+def test_a_state_with_its_best_can_be_donated():
+    step = training.keep_best(TRAIN_STEP, lambda model, data: -model["b"].sum(), every=1)
+    state, bad_step, _ = training.make_chunk(step, 2)(training.with_best(first_state()), KEY, DATA)
+    assert int(state.step) == 2 and int(bad_step) == 0
+
+
 def test_nothing_is_traced_again_from_chunk_to_chunk():
     traces = []
 
@@ -275,6 +281,24 @@ def test_a_folder_serves_one_run(tmp_path):
 def test_counts_out_of_range_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         training.fit(TRAIN_STEP, first_state(), key=KEY, **{"steps": 10, "log_every": 5, **options})
+
+
+def test_without_a_checkpoint_every_any_log_every_will_do(tmp_path):
+    training.fit(
+        TRAIN_STEP, first_state(), key=KEY, steps=1010, data=DATA, log_every=7, directory=tmp_path
+    )
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == [1001, 1010]
+
+
+def test_what_a_state_carries_may_be_python_numbers():
+    control = lambda extra, metrics: extra * 0.5  # noqa: E731
+    step = training.make_train_step(
+        sample, lambda model, batch, extra: loss_fn(model, batch), OPTIMIZER, control=control
+    )
+    state = first_state()._replace(extra=0.5)
+    after = training.fit(step, state, key=KEY, steps=2, data=DATA, log_every=1)
+    assert float(after.extra) == 0.125
 
 
 def test_progress_is_silent_away_from_a_terminal(capsys):

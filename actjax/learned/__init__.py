@@ -11,35 +11,53 @@ from actjax.learned.elbo import horizon_elbo as horizon_elbo
 from actjax.learned.elbo import log_posterior as log_posterior
 from actjax.learned.elbo import oracle_logits as oracle_logits
 from actjax.learned.heads import Graves as Graves
+from actjax.learned.heads import HaltState as HaltState
 from actjax.learned.heads import Head as Head
 from actjax.learned.heads import Softmax as Softmax
 from actjax.learned.heads import StickBreaking as StickBreaking
 from actjax.learned.meta import LearnedOptimizer as LearnedOptimizer
 from actjax.learned.network import CoordinatewiseLSTM as CoordinatewiseLSTM
+from actjax.learned.network import GroupedLSTM as GroupedLSTM
+from actjax.learned.network import LSTMState as LSTMState
 from actjax.learned.prior import HorizonPrior as HorizonPrior
 from actjax.learned.stopping import MassRule as MassRule
 from actjax.learned.stopping import PriceRule as PriceRule
 from actjax.learned.stopping import sampled as sampled
+from actjax.learned.training import MetaExtra as MetaExtra
+from actjax.learned.training import Objective as Objective
 from actjax.learned.training import halting_objective as halting_objective
 from actjax.learned.training import init_meta as init_meta
 from actjax.learned.training import make_meta_step as make_meta_step
 from actjax.learned.training import summed_loss as summed_loss
+from actjax.learned.transform import ACTOptimizerState as ACTOptimizerState
+from actjax.learned.transform import LSTMOptimizerState as LSTMOptimizerState
+from actjax.learned.transform import Minimum as Minimum
 from actjax.learned.transform import act_optimizer as act_optimizer
+from actjax.learned.transform import default_rule as default_rule
 from actjax.learned.transform import lstm_optimizer as lstm_optimizer
 from actjax.learned.transform import minimize as minimize
 
 __all__ = [
+    "ACTOptimizerState",
     "CoordinatewiseLSTM",
     "Graves",
+    "GroupedLSTM",
+    "HaltState",
     "Head",
     "HorizonPrior",
+    "LSTMOptimizerState",
+    "LSTMState",
     "LearnedOptimizer",
     "MassRule",
+    "MetaExtra",
+    "Minimum",
+    "Objective",
     "PriceRule",
     "Softmax",
     "StickBreaking",
     "act_optimizer",
     "amortisation_gap",
+    "default_rule",
     "elbo",
     "halting_objective",
     "horizon_elbo",

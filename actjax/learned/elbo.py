@@ -14,6 +14,7 @@ the last axis. The units are nats.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from actjax.learned.prior import HorizonPrior
@@ -26,8 +27,8 @@ def log_posterior(logits: jax.Array, prior: HorizonPrior) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> q = jnp.exp(log_posterior(jnp.zeros(4), HorizonPrior(0.9)))
-      >>> round(float(q.sum()), 5)
+      >>> log_q = jax.jit(log_posterior, static_argnums=1)(jnp.zeros(4), HorizonPrior(0.9))
+      >>> round(float(jnp.exp(log_q).sum()), 5)
       1.0
     """
     logits = _steps_last("logits", logits)
@@ -64,7 +65,12 @@ def elbo(
       bound: "act" is the expectation over horizons of eq 10; "marginal" the tighter
         sum_t q(t) [log p(x|t) - k log(q(t) / p(t))].
       horizons: "all" sums over p(T) exactly; an integer or int [...] array of sampled horizons
-        gives the bound at those T, an unbiased estimate of it.
+        gives the bound at those T, an unbiased estimate of it. They count from
+        `prior.first_step`; one out of range is refused, or gives nan where it is traced.
+
+    Raises:
+      ValueError: for an unknown bound, horizons that are not integers of the range, or sampled
+        horizons for the marginal bound.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,7 +84,8 @@ def elbo(
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
     every = isinstance(horizons, str)
     if every and horizons != "all":
-        raise ValueError(f'horizons must be "all" or integers in 1..H, got {horizons!r}')
+        raise ValueError(f'horizons must be "all" or integers, got {horizons!r}')
+    logits, log_likelihood = jnp.broadcast_arrays(_steps_last("logits", logits), log_likelihood)
     if bound == "marginal":
         if not every:
             raise ValueError('horizons must be "all" for the marginal bound, which mixes them')
@@ -89,9 +96,9 @@ def elbo(
     if every:
         log_horizon = prior.over(values.shape[-1]).log_horizon().astype(values.dtype)
         return jnp.sum(jnp.exp(log_horizon) * values, axis=-1)
-    index = jnp.asarray(horizons) - prior.first_step
+    index = _horizon_index(horizons, prior.first_step, values.shape[-1])
     index = jnp.broadcast_to(index, values.shape[:-1])[..., None]
-    return jnp.take_along_axis(values, index, axis=-1)[..., 0]
+    return jnp.take_along_axis(values, index, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
 
 
 def horizon_elbo(
@@ -145,6 +152,21 @@ def _steps_last(name: str, values: jax.Array) -> jax.Array:
     if values.ndim < 1 or values.shape[-1] < 1:
         raise ValueError(f"{name} must have at least one step on its last axis, got {values.shape}")
     return values
+
+
+def _horizon_index(horizons, first: int, steps: int) -> jax.Array:
+    """Where the horizons lie on an axis of `steps`; `steps` itself for a traced one outside."""
+    last = first + steps - 1
+    allowed = f'horizons must be "all" or integers from {first} to {last}'
+    known = not isinstance(horizons, jax.core.Tracer)
+    values = np.asarray(horizons) if known else horizons
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(f"{allowed}, got {horizons!r}")
+    outside = (values < first) | (values > last)
+    if known and outside.any():
+        raise ValueError(f"{allowed}, got {values[outside].flat[0]}")
+    index = jnp.asarray(values) - first
+    return jnp.where(index < 0, steps, index)  # a negative index would count from the end
 
 
 def _prior_logits(prior: HorizonPrior, like: jax.Array) -> jax.Array:

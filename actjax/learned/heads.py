@@ -71,6 +71,7 @@ class Softmax:
 
     def advance(self, state: HaltState, score) -> HaltState:
         """`mass` is the mass before t, 1 - q(t|T=t): what the June text has at inference."""
+        score = _like_state(score, state)
         logit = state.logit + score
         log_total = jnp.logaddexp(state.log_total, logit)
         mass = -jnp.expm1(logit - log_total)
@@ -128,6 +129,7 @@ class StickBreaking:
 
     def advance(self, state: HaltState, score) -> HaltState:
         """`mass` is the probability of having stopped at t or before."""
+        score = _like_state(score, state)
         log_survival = state.logit + jax.nn.log_sigmoid(-score)
         mass = -jnp.expm1(log_survival)
         return HaltState(state.count + 1, log_survival, state.log_total, mass, -score)
@@ -154,6 +156,7 @@ class Graves:
 
     def advance(self, state: HaltState, score) -> HaltState:
         """`mass` is h_1 + ... + h_t over 1 - epsilon, so that the rule stops at mass 1."""
+        score = _like_state(score, state)
         total = state.logit + jax.nn.sigmoid(score)
         mass = jnp.minimum(total / (1 - self.epsilon), 1.0)
         return HaltState(state.count + 1, total, state.log_total, mass, -score)
@@ -213,6 +216,11 @@ def make_posterior(kind: str, prior: HorizonPrior, *, kl_weight: float, time_pen
     if kind == "graves":
         return Graves(time_penalty)
     return (Softmax if kind == "softmax" else StickBreaking)(prior, kl_weight)
+
+
+def _like_state(score, state: HaltState) -> jax.Array:
+    """The score in the state's own float32, which a step must give back, also under x64."""
+    return jnp.asarray(score, state.logit.dtype)
 
 
 def _log_hazards(scores):

@@ -43,7 +43,7 @@ class CoordinatewiseLSTM(nnx.Module):
       >>> from flax import nnx
       >>> network = CoordinatewiseLSTM(rngs=nnx.Rngs(0))
       >>> state = network.initial_state(jnp.zeros(7))
-      >>> state, update = network(state, jnp.ones(7))
+      >>> state, update = jax.jit(network.__call__)(state, jnp.ones(7))
       >>> update.shape, state.hidden[-1].shape
       ((7,), (20, 7))
     """
@@ -86,7 +86,8 @@ class CoordinatewiseLSTM(nnx.Module):
     def initial_state(self, like: jax.Array) -> LSTMState:
         """Zeros for the coordinates `like`, [N], from which sharding and device are taken."""
         column = jnp.zeros_like(like, jnp.float32)
-        zeros = column[None] + jnp.zeros((self.hidden_features, 1))
+        dtype = self.output_kernel[...].dtype  # the state of a step: float32 also under x64
+        zeros = column[None] + jnp.zeros((self.hidden_features, 1), dtype)
         layers = len(self.kernels)
         return LSTMState((zeros,) * layers, (zeros,) * layers)
 

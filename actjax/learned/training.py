@@ -127,6 +127,10 @@ def make_meta_step(
       validate_every: meta-updates between validations; the best parameters are kept.
       validation_size: problems in the fixed validation set.
       validation_seed: draws that set; the run's own seed plays no part in it.
+
+    Raises:
+      ValueError: for counts below 1 or a window that does not divide the horizon; and from the
+        step for a state of `init_meta` with another `batch_size`.
     """
     for name, value in (("batch_size", batch_size), ("horizon", horizon), ("window", window)):
         check_positive(name, value)
@@ -161,6 +165,11 @@ def make_meta_step(
     def step(state: TrainState, key, data: Any = ()):
         family = make_family(data)
         extra = state.extra
+        problems = extra.rollout.loss.shape[0]
+        if problems != batch_size:
+            raise ValueError(
+                f"batch_size must be that of init_meta, {problems} problems, got {batch_size}"
+            )
 
         def fresh():
             return meta.start(state.model.network, family, key, batch_size)
@@ -205,9 +214,10 @@ def init_meta(
     *,
     batch_size: int = 125,
 ) -> TrainState:
-    """The state before the first meta-update."""
+    """The state before the first meta-update; `batch_size` as in `make_meta_step`."""
     rollout = jax.jit(
         lambda data: meta.start(learned.network, make_family(data), jax.random.key(0), batch_size)
     )(data)
     worst = jnp.asarray(jnp.inf)
-    return init_state(learned, optimizer, MetaExtra(rollout, learned, worst, worst))
+    best = jax.tree.map(jnp.copy, learned)  # donated beside the model, so in buffers of its own
+    return init_state(learned, optimizer, MetaExtra(rollout, best, worst, worst.copy()))

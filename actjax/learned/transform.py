@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax.checks import check_choice
+from actjax.checks import check_choice, check_positive
 from actjax.learned.features import as_tree, coordinates
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
 from actjax.learned.network import CoordinatewiseLSTM, LSTMState
@@ -104,8 +104,9 @@ def act_optimizer(
       network: steps; see `lstm_optimizer`.
       head: scores the chance to stop.
       posterior: what its scores mean, one of `heads`; by default `Softmax` with nu = 0.95.
-      stop: rule `HaltState -> bool`; by default the mass rule at .5 for stick-breaking and
-        Graves' posteriors, and the price rule for the softmax.
+      stop: rule `HaltState -> bool`; by default `default_rule(posterior)`: the price rule for the
+        softmax, the mass rule at .5 for stick-breaking, and at 1 less a rounding, which is Graves'
+        own rule, for Graves.
       nonfinite: as for `lstm_optimizer`.
 
     Raises:
@@ -191,7 +192,10 @@ def minimize(
         partition: all of them) ends the loop; others run `max_steps`.
       loss: `params -> scalar`.
       params: where to start.
-      max_steps: most updates to take.
+      max_steps: most updates to take, an integer of at least 1.
+
+    Raises:
+      ValueError: for another `max_steps`, where its value is known.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -199,8 +203,12 @@ def minimize(
       >>> int(found.steps), bool(found.loss < 1e-6)
       (50, True)
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps!r}")
+    if not isinstance(max_steps, jax.Array):
+        check_positive("max_steps", max_steps)
+    elif not jnp.issubdtype(max_steps.dtype, jnp.integer):
+        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps.dtype}.")
+    elif not isinstance(max_steps, jax.core.Tracer):
+        check_positive("max_steps", int(max_steps))
     optimizer = optax.with_extra_args_support(optimizer)
     params = jax.tree.map(jnp.asarray, params)
     value_and_grad = jax.value_and_grad(loss)

@@ -53,7 +53,8 @@ def sample(
 
     Example:
       >>> import jax
-      >>> batch = sample(jax.random.key(0), 32, min_length=5)
+      >>> draw = lambda key: sample(key, 32, min_length=5)
+      >>> batch = jax.eval_shape(draw, jax.random.key(0))
       >>> batch.inputs.shape, batch.targets.shape
       ((32, 5, 50), (32, 5, 6))
     """
@@ -82,7 +83,7 @@ def classes(sums: Array) -> Array:
     """The six target classes [..., 6] of non-negative `sums` [...] below a million.
 
     Example:
-      >>> classes(jnp.asarray(123 + 450)).tolist()
+      >>> jax.jit(classes)(123 + 450).tolist()
       [5, 7, 3, 10, 10, 10]
     """
     count = 1 + sum((sums >= 10**place).astype(jnp.int32) for place in range(1, SUM_DIGITS))

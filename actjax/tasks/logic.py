@@ -61,7 +61,7 @@ def sample(
 
     Example:
       >>> import jax
-      >>> batch = sample(jax.random.key(0), 16)
+      >>> batch = jax.eval_shape(lambda key: sample(key, 16), jax.random.key(0))
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 10, 102), (16, 10))
     """

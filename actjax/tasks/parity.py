@@ -39,7 +39,8 @@ def sample(
       ValueError: for a size below 1, `max_bits` above `bits`, or an unknown layout.
 
     Example:
-      >>> batch = sample(jax.random.key(0), 4, bits=8, layout="prefix")
+      >>> draw = jax.jit(lambda key: sample(key, 4, bits=8, layout="prefix"))
+      >>> batch = draw(jax.random.key(0))
       >>> batch.inputs.shape, batch.targets.shape
       ((4, 1, 8), (4, 1))
       >>> bool(((batch.inputs != 0).sum(-1) == batch.difficulty).all())

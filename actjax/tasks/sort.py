@@ -36,7 +36,7 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
 
     Example:
       >>> import jax
-      >>> batch = sample(jax.random.key(0), 16)
+      >>> batch = jax.eval_shape(lambda key: sample(key, 16), jax.random.key(0))
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 30, 2), (16, 30))
     """

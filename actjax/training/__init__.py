@@ -10,24 +10,34 @@ from actjax.training.fit import fit as fit
 from actjax.training.folder import claim_folder as claim_folder
 from actjax.training.metrics import read_metrics as read_metrics
 from actjax.training.metrics import write_json as write_json
+from actjax.training.sharding import data_parallel as data_parallel
+from actjax.training.sharding import make_mesh as make_mesh
 from actjax.training.state import TrainState as TrainState
 from actjax.training.state import init_state as init_state
 from actjax.training.step import make_chunk as make_chunk
 from actjax.training.step import make_train_step as make_train_step
+from actjax.training.sweep import Sweep as Sweep
+from actjax.training.sweep import stack_states as stack_states
+from actjax.training.sweep import sweep as sweep
 
 __all__ = [
     "Best",
     "Checkpoints",
     "NonFiniteError",
+    "Sweep",
     "TrainState",
     "claim_folder",
+    "data_parallel",
     "digest",
     "fit",
     "init_state",
     "keep_best",
     "make_chunk",
+    "make_mesh",
     "make_train_step",
     "read_metrics",
+    "stack_states",
+    "sweep",
     "with_best",
     "write_json",
 ]

@@ -29,9 +29,9 @@ class Best(NamedTuple):
 
 def with_best(state: TrainState) -> TrainState:
     """A fresh training state that `keep_best` can go on with."""
-    return state._replace(
-        extra=Best(state.extra, jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32), state.model)
-    )
+    model = jax.tree.map(jnp.copy, state.model)  # both are donated, which no buffer can be twice
+    best = Best(state.extra, jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32), model)
+    return state._replace(extra=best)
 
 
 def keep_best(

@@ -18,6 +18,7 @@ from actjax.training.step import TrainStep, make_chunk
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_EVERY = 1000  # or, of a `log_every` that does not divide it, the next multiple
 
 
 class NonFiniteError(RuntimeError):
@@ -37,7 +38,7 @@ def fit(
     data: Any = (),
     directory: str | os.PathLike | None = None,
     log_every: int = 100,
-    checkpoint_every: int = 1000,
+    checkpoint_every: int | None = None,
     description: str = "training",
 ) -> TrainState:
     """Trains until `steps` updates are done, `log_every` of them in each dispatch.
@@ -58,7 +59,8 @@ def fit(
       data: pytree of arrays handed to `train_step`.
       directory: the folder of the run, or None to write nothing.
       log_every: updates in one compiled dispatch, and between rows of metrics.
-      checkpoint_every: updates between checkpoints, a multiple of `log_every`.
+      checkpoint_every: updates between checkpoints, a multiple of `log_every`; unless given the
+        first one from 1000 on.
       description: shown beside the progress bar.
 
     Returns:
@@ -71,6 +73,7 @@ def fit(
         before it is kept.
     """
     _check_counts(steps, log_every, checkpoint_every)
+    checkpoint_every = checkpoint_every or -(-CHECKPOINT_EVERY // log_every) * log_every
     state = own_state(state)
     with contextlib.ExitStack() as open_files:
         files = None
@@ -148,11 +151,11 @@ class RunFiles:
         self._checkpoints.close()
 
 
-def _check_counts(steps: int, log_every: int, checkpoint_every: int):
+def _check_counts(steps: int, log_every: int, checkpoint_every: int | None):
     for name, value in (("steps", steps), ("log_every", log_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if checkpoint_every < 1 or checkpoint_every % log_every:
+    if checkpoint_every is not None and (checkpoint_every < 1 or checkpoint_every % log_every):
         raise ValueError(
             f"checkpoint_every is {checkpoint_every}; it must be a multiple of "
             f"log_every = {log_every}"

@@ -31,4 +31,9 @@ def init_state(model: Any, optimizer: optax.GradientTransformation, extra: Any =
 
 def own_state(state: TrainState) -> TrainState:
     """A copy of `state` in buffers of its own, with strong types, safe to donate."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
+
+    def own(leaf):
+        leaf = jnp.asarray(leaf)  # a Python number has no dtype
+        return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+
+    return jax.tree.map(own, state)
