@@ -85,28 +85,35 @@ def check_layers(layers: Any, batch: int) -> int:
     return limit
 
 
-def check_options(lengths: Any, batch: int, time: int, **counts: int | None) -> None:
-    """Checks what the loops are told beside their arrays; `counts` are positive or None."""
+def check_options(lengths: Any, batch: int, time: int, **counts: int | None) -> jax.Array | None:
+    """Checks what the loops are told beside their arrays; `counts` are positive or None.
+
+    Returns the lengths as `check_lengths` does, or None.
+    """
     for name, value in counts.items():
         if value is not None:
             check_positive(name, value)
-    if lengths is not None:
-        check_lengths(lengths, batch, time)
+    return None if lengths is None else check_lengths(lengths, batch, time)
 
 
-def check_lengths(lengths: Any, batch: int, time: int) -> None:
+def check_lengths(lengths: Any, batch: int, time: int) -> jax.Array:
+    """Returns the lengths as int32, in which the arithmetic of the loops cannot wrap around."""
+    if isinstance(lengths, (list, tuple)):
+        lengths = np.asarray(lengths)
     if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence, "
             f"got shape {jnp.shape(lengths)} of {jnp.result_type(lengths)}."
         )
     if isinstance(lengths, jax.core.Tracer):
-        return  # values are not known while tracing; the loops clip them to [0, time]
+        # Values are not known while tracing; the loops clip them to [0, time].
+        return lengths.astype(jnp.int32)
     values = np.asarray(lengths)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > time:
         bad = low if low < 0 else high
         raise ValueError(f"lengths must lie between 0 and the {time} inputs given, got {bad}.")
+    return jnp.asarray(lengths, jnp.int32)
 
 
 def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:

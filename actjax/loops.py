@@ -185,8 +185,9 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     With layers all but the states are led by [B, 1 + T]: what a sequence starts with comes first.
     """
     batch, time = xs[0].shape[:2]
-    lengths = jnp.full(batch, time) if lengths is None else jnp.clip(jnp.asarray(lengths), 0, time)
-    # The longest first, which keeps the lanes busy to the end; the empty ones last, never taken.
+    lengths = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
+    # The longest first, which keeps the lanes busy to the end. The empty ones come last, since a
+    # lane that has taken one stays idle.
     order = jnp.argsort(-lengths, stable=True) if lanes < batch else jnp.arange(batch)
     xs = [leaf.reshape((batch * time, *leaf.shape[2:])) for leaf in xs]
     data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))

@@ -130,8 +130,8 @@ class Seq2Seq(nnx.Module):
         if lengths is None:
             state, _, ponder = self.encoder(xs)
             return state, xs[:, -1], ponder
-        check_lengths(lengths, *xs.shape[:2])
-        if not isinstance(lengths, jax.core.Tracer) and min(lengths) < 1:
-            raise ValueError(f"lengths must be at least 1 to decode from, got {min(lengths)}.")
+        given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
+        if not isinstance(given, jax.core.Tracer) and min(given) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths)
         return state, xs[jnp.arange(len(xs)), lengths - 1], ponder

@@ -103,7 +103,7 @@ def unroll(
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
-    checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
     limits = {"max_steps": max_steps, "epsilon": epsilon}
@@ -158,7 +158,7 @@ def unroll_layers(
     checks.check_limits(1, epsilon)
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
-    checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     max_layers = checks.check_layers(layers, batch)
     layers = Layers(jax.tree.map(jnp.asarray, layers.states), jnp.asarray(layers.count, jnp.int32))
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
@@ -187,8 +187,7 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     checks.check_positive("repeats", repeats)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
-    if lengths is not None:
-        checks.check_lengths(lengths, batch, time)
+    lengths = checks.check_options(lengths, batch, time)
     return loops.repeat_scan(step, params, state, xs, lengths, repeats)
 
 
