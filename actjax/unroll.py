@@ -68,8 +68,10 @@ def unroll(
     Args:
       step: one ponder step for any number of rows, ``(params, state, x, first) -> (state, halt)``:
         state and x lead with the row axis, first is bool ``[rows]`` (n = 1, eq 3), halt is float
-        ``[rows]`` in (0, 1) (eq 5). Rows must not interact. A read-out that is not linear belongs
-        into the state, so that its mean is taken.
+        ``[rows]`` in (0, 1) (eq 5). Rows must not interact, and a row's result must not depend on
+        its place among them or on their number, as noise drawn for all rows does: what belongs to
+        a row, a key of its own or its index, goes into xs or the state. A read-out that is not
+        linear belongs into the state, so that its mean is taken.
       params: any pytree.
       state: pytree of float arrays ``[B, ...]``, the state before the first input.
       xs: pytree of arrays ``[B, T, ...]``.

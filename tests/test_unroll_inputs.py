@@ -1,11 +1,13 @@
-"""What `unroll` and its kin are given: any integer lengths, padding, keys, numbers, empty leaves."""
+"""What `unroll` and its kin are given: any lengths, padding, keys, numbers, empty leaves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import actjax
+from actjax.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOOPS = ("scan", "while")
@@ -29,3 +31,59 @@ def test_lengths_of_any_integers(dtype, time):
     live = np.arange(time) < np.array(lengths)[:, None]
     np.testing.assert_array_equal(ponder.steps > 0, live)
     np.testing.assert_array_equal(np.any(states, -1), live)
+
+
+def by_noise(w, state):
+    return w * jax.random.normal(jax.random.PRNGKey(3), state.shape)
+
+
+def by_index(w, state):
+    return w * jnp.arange(len(state), dtype=state.dtype)[:, None]
+
+
+def by_table(w, state):
+    return w * jnp.array([0.1, 0.7, -0.3, 0.5])[jnp.arange(len(state))][:, None]
+
+
+def by_a_loop(w, state):
+    """Row indices inside a loop, which is no part of the trace's own equations."""
+    turn = lambda i, s: jnp.tanh(s + w * jnp.arange(len(s), dtype=s.dtype)[:, None])  # noqa: E731
+    return jax.lax.scan(lambda s, i: (turn(i, s), None), state, jnp.arange(2))[0]
+
+
+def by_a_count(w, state):
+    return w * state / len(state)
+
+
+@pytest.mark.parametrize("term", [by_noise, by_index, by_table, by_a_loop, by_a_count])
+def test_weights_that_meet_what_differs_by_row_have_their_gradients(term):
+    """No batch of many iterations' rows repeats the rows that one iteration had."""
+
+    def noisy(w, state, x, first):
+        state = jnp.tanh(state + x + term(w, state))
+        return state, jax.nn.sigmoid(state[:, 0])
+
+    def total(w, loop):
+        arguments = jnp.zeros((4, 3)), jnp.ones((4, 2, 3))
+        return actjax.unroll(noisy, w, *arguments, max_steps=5, lanes=4, loop=loop)[1].sum()
+
+    grads = [jax.jit(jax.grad(lambda w, loop=loop: total(w, loop)))(0.3) for loop in LOOPS]
+    np.testing.assert_allclose(grads[1], grads[0], rtol=1e-5)
+
+
+MODELS = {
+    "act": lambda cell: actjax.ACT(3, 8, cell=cell, max_steps=4, rngs=nnx.Rngs(0)),
+    "lfact": lambda cell: actjax.LFACT(3, 8, cell=cell, max_layers=4, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("cell", [nnx.SimpleCell, nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell])
+def test_the_networks_take_their_weight_gradients_in_large_products(kind, cell, monkeypatch):
+    plans = []
+    monkeypatch.setattr(
+        "actjax.loops.make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1]
+    )
+    jax.eval_shape(lambda model: model(jnp.ones((8, 20, 3)))[1], MODELS[kind](cell))
+    assert [plan.late is not None for plan in plans] == [True]
+    assert plans[0].chunk > 1
