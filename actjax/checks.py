@@ -58,6 +58,13 @@ def check_state(state: Any, batch: int) -> None:
         raise ValueError("state must hold at least one array of shape [batch, ...], got none.")
 
 
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Checks that `tree` has the structure of `like`, and its arrays their shapes."""
+    given, wanted = (jax.tree.map(jnp.shape, part) for part in (tree, like))
+    if given != wanted or jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(f"{name} must hold arrays of shapes {wanted}, got {given}.")
+
+
 def check_layers(layers: Any, batch: int) -> int:
     """Returns the limit L on layers."""
     leaves = jax.tree.leaves(getattr(layers, "states", None))

@@ -201,7 +201,8 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
         raise TypeError(
             "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
         ) from error
-    return final, jax.tree.map(lambda leaf: leaf.reshape((batch, -1, *leaf.shape[1:])), outputs)
+    by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))  # noqa: E731
+    return final, jax.tree.map(by_sequence, outputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -327,7 +328,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     d_weights = pending if plan.late is None else d_weights
     d_state = back.initial if plan.queued else back.state
-    first = lambda d: d.reshape((plan.batch, -1, *d.shape[1:]))[:, 0]  # noqa: E731
+    first = lambda d: d[:: len(d) // plan.batch]  # noqa: E731
     d_below = [
         d if given is None else d + first(given)
         for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)

@@ -74,7 +74,7 @@ class ACT(Recurrent):
           ``(final_state, outputs, ponder)``: the carry after each sequence's last input, the
           outputs ``[B, T, hidden_features]``, and the `Ponder` record ``[B, T]``.
         """
-        step, params, state, inputs = self.prepare(xs, initial_state, self.halt)
+        step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths)
         final, states, ponder = unroll(
             step,
             params,
@@ -123,7 +123,7 @@ class Repeat(Recurrent):
 
     def __call__(self, xs, *, initial_state=None, lengths=None):
         """As `ACT.__call__`."""
-        step, params, state, inputs = self.prepare(xs, initial_state, None)
+        step, params, state, inputs = self.prepare(xs, initial_state, None, lengths)
         final, states, steps = repeat(
             step, params, state, inputs, repeats=self.repeats, lengths=lengths
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from actjax import checks, loops
 from actjax.halting import Ponder
 from actjax.layers import Layers
+from actjax.rows import blank_padding
 
 Step = Callable[[Any, Any, Any, jax.Array], tuple[Any, jax.Array]]
 LayerStep = Callable[[Any, Any, Any, Layers, jax.Array], tuple[Any, jax.Array]]
@@ -105,7 +106,9 @@ def unroll(
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
+    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    xs = blank_padding(xs, lengths)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
     limits = {"max_steps": max_steps, "epsilon": epsilon}
@@ -161,8 +164,10 @@ def unroll_layers(
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    xs = blank_padding(xs, lengths)
     max_layers = checks.check_layers(layers, batch)
-    layers = Layers(jax.tree.map(jnp.asarray, layers.states), jnp.asarray(layers.count, jnp.int32))
+    states, params, xs = jax.tree.map(jnp.asarray, (layers.states, params, xs))
+    layers = Layers(states, jnp.asarray(layers.count, jnp.int32))
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     n = jax.ShapeDtypeStruct((batch,), jnp.int32)
     checks.check_step(step, params, layers.deepest, x, layers, n)
@@ -189,7 +194,9 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     checks.check_positive("repeats", repeats)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
+    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
     lengths = checks.check_options(lengths, batch, time)
+    xs = blank_padding(xs, lengths)
     return loops.repeat_scan(step, params, state, xs, lengths, repeats)
 
 

@@ -87,3 +87,99 @@ def test_the_networks_take_their_weight_gradients_in_large_products(kind, cell, 
     jax.eval_shape(lambda model: model(jnp.ones((8, 20, 3)))[1], MODELS[kind](cell))
     assert [plan.late is not None for plan in plans] == [True]
     assert plans[0].chunk > 1
+
+
+def layer_step(w, state, x, below, n):
+    return step(w, state + below.deepest, x, n == 1)
+
+
+def layers_of(state):
+    """Five places, one layer in them."""
+    places = jax.tree.map(lambda leaf: jnp.pad(leaf[:, None], ((0, 0), (0, 4), (0, 0))), state)
+    return actjax.Layers(places, jnp.ones(len(jax.tree.leaves(state)[0]), jnp.int32))
+
+
+def states_of(kind, w, state, xs, step=step, layer_step=layer_step, **options):
+    """The states of every input, by one of the ways of `unroll` and its kin."""
+    if kind == "repeat":
+        return actjax.repeat(step, w, state, xs, repeats=2, **options)[1]
+    if kind.startswith("layers"):
+        layers = layers_of(state)
+        loop = kind.removeprefix("layers-")
+        return actjax.unroll_layers(layer_step, w, layers, xs, loop=loop, **options)[1].deepest
+    return actjax.unroll(step, w, state, xs, max_steps=4, loop=kind, **options)[1]
+
+
+KINDS = ("scan", "while", "layers-scan", "layers-while", "repeat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_padding_is_too_bad(kind):
+    lengths = np.array([1, 3, 0])
+
+    def total(w, state, xs):
+        return (states_of(kind, w, state, xs, lengths=lengths) ** 2).sum()
+
+    xs = np.ones((3, 4, 2), np.float32)
+    spoilt = np.where((np.arange(4) < lengths[:, None])[..., None], xs, np.nan)
+    run = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    grads, grads_spoilt = (run(jnp.full(2, 0.5), jnp.zeros((3, 2)), x) for x in (xs, spoilt))
+    jax.tree.map(np.testing.assert_array_equal, grads_spoilt, grads)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: actjax.ACT(2, 4, max_steps=3, rngs=nnx.Rngs(0)),
+        lambda: actjax.LFACT(2, 4, max_layers=3, rngs=nnx.Rngs(0)),
+        lambda: actjax.RNN(2, 4, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_no_padding_of_the_networks_is_too_bad(make):
+    lengths = np.array([1, 3])
+    xs = np.ones((2, 4, 2), np.float32)
+    spoilt = np.where((np.arange(4) < lengths[:, None])[..., None], xs, np.inf)
+    run = jax.jit(jax.grad(lambda model, xs: model(xs, lengths=lengths)[1].sum()))
+    jax.tree.map(np.testing.assert_array_equal, run(make(), spoilt), run(make(), xs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_and_plain_numbers(kind):
+    """Typed PRNG keys among the parameters, one for each input, and numbers of Python."""
+    keys = jax.random.split(jax.random.key(1), (3, 2))
+    mixed = jax.random.key(2)
+
+    def noisy(params, state, x, *rest):
+        w, key = params
+        x, own = x
+        draw = jax.vmap(lambda k: jax.random.normal(k, (2,)))
+        x = x + draw(own) + jax.random.normal(key, (2,)) + jax.random.normal(mixed, (2,))
+        return step(w, state, x, rest[-1])
+
+    def total(w):
+        xs = jnp.ones((3, 2, 2)), keys
+        arguments = (w, jax.random.key(0)), jnp.zeros((3, 2)), xs
+        return states_of(kind, *arguments, step=noisy, layer_step=noisy).sum()
+
+    assert np.isfinite(jax.jit(jax.grad(total))(0.5))
+    xs, state = np.ones((3, 2, 2), np.float32), np.zeros((3, 2), np.float32)
+    assert states_of(kind, 0.5, state, xs).shape == xs.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_may_have_an_empty_leaf(kind):
+    def with_nothing(w, state, x, *rest):
+        new, halt = step(w, state[0], x, rest[-1])
+        return (new, state[1]), halt
+
+    def alone(w, state, x, *rest):
+        return step(w, state, x, rest[-1])
+
+    def total(w, state, taken):
+        given = {"step": taken, "layer_step": taken}
+        return jax.tree.leaves(states_of(kind, w, state, jnp.ones((3, 2, 2)), **given))[0].sum()
+
+    state = jnp.zeros((3, 2))
+    expected = jax.jit(jax.grad(lambda w: total(w, state, alone)))(0.5)
+    grad = jax.jit(jax.grad(lambda w: total(w, (state, jnp.zeros((3, 0))), with_nothing)))(0.5)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
