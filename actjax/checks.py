@@ -9,7 +9,8 @@ import numpy as np
 
 def check_limits(max_steps: int, epsilon: float) -> None:
     check_positive("max_steps", max_steps)
-    if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+    number = isinstance(epsilon, (int, float, np.integer, np.floating))
+    if not number or not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be a number strictly between 0 and 1, got {epsilon!r}.")
 
 
@@ -43,6 +44,7 @@ def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
 
 
 def check_state(state: Any, batch: int) -> None:
+    """Checks that `state` holds floating-point arrays ``[batch, ...]``: they have gradients."""
     for leaf in jax.tree.leaves(state):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != batch:
             raise ValueError(
@@ -51,7 +53,7 @@ def check_state(state: Any, batch: int) -> None:
             )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
-                "state must hold floating-point arrays, since their weighted mean is carried on, "
+                "state must hold floating-point arrays, through which gradients flow, "
                 f"got {jnp.result_type(leaf)}."
             )
     if not jax.tree.leaves(state):
@@ -121,6 +123,16 @@ def check_lengths(lengths: Any, batch: int, time: int) -> jax.Array:
         bad = low if low < 0 else high
         raise ValueError(f"lengths must lie between 0 and the {time} inputs given, got {bad}.")
     return jnp.asarray(lengths, jnp.int32)
+
+
+def check_effects(effects: Any) -> None:
+    """Refuses a step that does more than it returns, of which the adaptive loop keeps nothing."""
+    names = sorted({type(effect).__name__ for effect in effects} - {"NamedAxisEffect"})
+    if names:
+        raise ValueError(
+            f"step must have no effects such as printing under loop='while', got {names}: "
+            "use loop='scan' for them."
+        )
 
 
 def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:

@@ -153,6 +153,8 @@ class LFACT(Recurrent):
         check_choice("combine", combine, COMBINE)
         check_choice("attend", attend, ATTEND)
         check_choice("loop", loop, ("while", "scan"))
+        if lanes is not None:
+            check_positive("lanes", lanes)
         self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
         self.loop, self.lanes = loop, lanes
         features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
@@ -215,7 +217,8 @@ class LFACT(Recurrent):
         step, (cell, _, _), state, inputs = self.prepare(xs, None, None, lengths)
         layers = self.as_layers(state)
         if initial_state is not None:
-            check_like("initial_state", initial_state, layers._replace(top=initial_state.top))
+            top = getattr(initial_state, "top", None)
+            check_like("initial_state", initial_state, layers._replace(top=top))
             states = cast(initial_state.states, layers.states)
             layers = Layers(states, initial_state.count)
         attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])

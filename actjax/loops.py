@@ -1,4 +1,4 @@
-"""Every loop of the package: a step function run a learned number of times on each input.
+"""The loops over ponder steps: a step function run a learned number of times on each input.
 
 The two loops of `actjax.unroll` give the same numbers:
 
@@ -7,8 +7,8 @@ The two loops of `actjax.unroll` give the same numbers:
 ``while``  one `lax.while_loop` over *lanes*. A lane points into a sequence; every iteration takes
            one ponder step on all lanes; a lane that halts writes its result and goes on to its next
            input at once, and after a sequence's last input it takes the next one from a queue. No
-           lane waits for another: the cost follows the steps taken. Reverse mode only; the backward
-           pass replays the recorded schedule in reverse.
+           lane waits for another: the cost follows the steps taken. Reverse mode, and forward over
+           reverse; the backward pass replays the recorded schedule in reverse.
 
 The ``while`` loop keeps the residuals of one *segment* of iterations, and the lanes' registers at
 the start of each. The backward pass recomputes every segment but the last from there; a run that

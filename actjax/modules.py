@@ -58,6 +58,8 @@ class ACT(Recurrent):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         check_limits(max_steps, epsilon)
         check_choice("loop", loop, ("while", "scan"))
+        if lanes is not None:
+            check_positive("lanes", lanes)
         self.max_steps, self.epsilon, self.loop, self.lanes = max_steps, epsilon, loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)

@@ -183,3 +183,16 @@ def test_a_state_may_have_an_empty_leaf(kind):
     expected = jax.jit(jax.grad(lambda w: total(w, state, alone)))(0.5)
     grad = jax.jit(jax.grad(lambda w: total(w, (state, jnp.zeros((3, 0))), with_nothing)))(0.5)
     np.testing.assert_allclose(grad, expected, rtol=1e-5)
+
+
+def test_effects_are_refused_by_the_adaptive_loop(capfd):
+    def talks(w, state, x, first):
+        jax.debug.print("x {}", x.sum())
+        return step(w, state, x, first)
+
+    arguments = talks, 0.5, jnp.zeros((1, 2)), jnp.ones((1, 1, 2))
+    with pytest.raises(ValueError, match=r"no effects.*loop='scan'"):
+        actjax.unroll(*arguments, max_steps=2)
+    actjax.unroll(*arguments, max_steps=2, loop="scan")[1].block_until_ready()
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("x 2.0") == 2
