@@ -10,7 +10,7 @@ from jax import lax
 from actjax.checks import check_choice
 from actjax.halting import halting_dtype
 from actjax.layers import Layers
-from actjax.rows import blank, like_inputs, scale
+from actjax.rows import blank, like_inputs, row_sum, scale
 
 ATTEND = ("all", "lower")
 
@@ -121,7 +121,7 @@ def _attend_backward(leaf, saved, d_means):
     def gather(i, carry):
         d_alpha, d_states = carry
         both = zip(d_means, states, strict=True)
-        row = sum((d * _layer(x, i)).reshape(len(d), -1).sum(-1) for d, x in both)
+        row = sum(row_sum(d * _layer(x, i)) for d, x in both)
         weight = _layer(alpha, i)
         d_states = [_put(s, i, scale(weight, d)) for s, d in zip(d_states, d_means, strict=True)]
         return _put(d_alpha, i, row.astype(alpha.dtype)), d_states

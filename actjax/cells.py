@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax.checks import check_positive
+from actjax.checks import check_lengths, check_like, check_positive
 from actjax.halting import halting_dtype
+from actjax.rows import blank_padding
 
 # The layers through which the input enters each of Flax's cells.
 _INPUT_LAYERS = {
@@ -90,14 +91,20 @@ class Recurrent(nnx.Module):
         """What the network starts from unless it is told: the cell's initial carry."""
         return self.initial_carry(batch_size)
 
-    def prepare(self, xs, carry, halt):
+    def prepare(self, xs, carry, halt, lengths=None):
         """Returns ``(step, params, state, inputs)`` for the loop."""
+        xs = jnp.asarray(xs)
         if xs.ndim != 3 or xs.shape[-1] != self.in_features or 0 in xs.shape:
             raise ValueError(
                 f"xs must have shape [batch, time, {self.in_features}] with no empty axis, "
                 f"got {xs.shape}."
             )
-        if carry is None:
+        if lengths is not None:
+            xs = blank_padding(xs, check_lengths(lengths, *xs.shape[:2]))
+        if carry is not None:
+            like = jax.eval_shape(lambda: self.initial_carry(xs.shape[0]))
+            check_like("initial_state", carry, like)
+        else:
             carry = self.initial_carry(xs.shape[0])
             carry = jax.tree.map(lambda c: c + jnp.zeros_like(xs[:, 0, :1], c.dtype), carry)
         if self.dtype is not None:

@@ -9,7 +9,8 @@ import numpy as np
 
 def check_limits(max_steps: int, epsilon: float) -> None:
     check_positive("max_steps", max_steps)
-    if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+    number = isinstance(epsilon, (int, float, np.integer, np.floating))
+    if not number or not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be a number strictly between 0 and 1, got {epsilon!r}.")
 
 
@@ -43,6 +44,7 @@ def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
 
 
 def check_state(state: Any, batch: int) -> None:
+    """Checks that `state` holds floating-point arrays ``[batch, ...]``: they have gradients."""
     for leaf in jax.tree.leaves(state):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != batch:
             raise ValueError(
@@ -51,11 +53,18 @@ def check_state(state: Any, batch: int) -> None:
             )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
-                "state must hold floating-point arrays, since their weighted mean is carried on, "
+                "state must hold floating-point arrays, through which gradients flow, "
                 f"got {jnp.result_type(leaf)}."
             )
     if not jax.tree.leaves(state):
         raise ValueError("state must hold at least one array of shape [batch, ...], got none.")
+
+
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Checks that `tree` has the structure of `like`, and its arrays their shapes."""
+    given, wanted = (jax.tree.map(jnp.shape, part) for part in (tree, like))
+    if given != wanted or jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(f"{name} must hold arrays of shapes {wanted}, got {given}.")
 
 
 def check_layers(layers: Any, batch: int) -> int:
@@ -85,28 +94,45 @@ def check_layers(layers: Any, batch: int) -> int:
     return limit
 
 
-def check_options(lengths: Any, batch: int, time: int, **counts: int | None) -> None:
-    """Checks what the loops are told beside their arrays; `counts` are positive or None."""
+def check_options(lengths: Any, batch: int, time: int, **counts: int | None) -> jax.Array | None:
+    """Checks what the loops are told beside their arrays; `counts` are positive or None.
+
+    Returns the lengths as `check_lengths` does, or None.
+    """
     for name, value in counts.items():
         if value is not None:
             check_positive(name, value)
-    if lengths is not None:
-        check_lengths(lengths, batch, time)
+    return None if lengths is None else check_lengths(lengths, batch, time)
 
 
-def check_lengths(lengths: Any, batch: int, time: int) -> None:
+def check_lengths(lengths: Any, batch: int, time: int) -> jax.Array:
+    """Returns the lengths as int32, in which the arithmetic of the loops cannot wrap around."""
+    if isinstance(lengths, (list, tuple)):
+        lengths = np.asarray(lengths)
     if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence, "
             f"got shape {jnp.shape(lengths)} of {jnp.result_type(lengths)}."
         )
     if isinstance(lengths, jax.core.Tracer):
-        return  # values are not known while tracing; the loops clip them to [0, time]
+        # Values are not known while tracing; the loops clip them to [0, time].
+        return lengths.astype(jnp.int32)
     values = np.asarray(lengths)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > time:
         bad = low if low < 0 else high
         raise ValueError(f"lengths must lie between 0 and the {time} inputs given, got {bad}.")
+    return jnp.asarray(lengths, jnp.int32)
+
+
+def check_effects(effects: Any) -> None:
+    """Refuses a step that does more than it returns, of which the adaptive loop keeps nothing."""
+    names = sorted({type(effect).__name__ for effect in effects} - {"NamedAxisEffect"})
+    if names:
+        raise ValueError(
+            f"step must have no effects such as printing under loop='while', got {names}: "
+            "use loop='scan' for them."
+        )
 
 
 def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:

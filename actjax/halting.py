@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from actjax.checks import check_limits
+
 
 class Ponder(NamedTuple):
     """How long each input was pondered. ``B`` sequences of ``T`` inputs; zeros where padded.
@@ -118,11 +120,19 @@ def halting_weights(halts: ArrayLike, *, epsilon: float = 0.01) -> HaltingWeight
     Returns:
       `HaltingWeights`.
 
+    Raises:
+      ValueError: no step along the last axis, or an epsilon that is not between 0 and 1.
+
     >>> rule = halting_weights(jnp.array([0.5, 0.3, 0.6, 0.9]))
     >>> int(rule.steps), [round(float(p), 2) for p in rule.weights]
     (3, [0.5, 0.3, 0.2, 0.0])
     """
     halts = jnp.asarray(halts)
+    check_limits(1, epsilon)
+    if halts.ndim < 1 or halts.shape[-1] < 1:
+        raise ValueError(
+            f"halts must have shape [..., M] with at least one step, got {halts.shape}."
+        )
     halts = halts.astype(halting_dtype(halts.dtype))
     totals = jnp.cumsum(halts, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(totals[..., :1]), totals[..., :-1]], axis=-1)

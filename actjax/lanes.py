@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from actjax.halting import halting_dtype, halting_step, halting_step_transpose
 from actjax.plan import Data, Plan
-from actjax.rows import add, blank, cast, is_float, scale, select, zeros
+from actjax.rows import add, blank, cast, is_float, row_sum, scale, select, zeros
 
 
 class Lanes(NamedTuple):
@@ -285,7 +285,7 @@ def retreat(
         d_carried = _add_known(back.state, arrived)
         d_mean = select(record.last, cast(d_carried, back.mean), back.mean)
         d_weight = sum(
-            (m * s.astype(m.dtype)).reshape(plan.lanes, -1).sum(-1).astype(record.weight.dtype)
+            row_sum(m * s.astype(m.dtype)).astype(record.weight.dtype)
             for m, s in zip(d_mean, new, strict=True)
         )
         d_last = jnp.where(record.last, d_weight, back.last_weight)
@@ -331,7 +331,7 @@ def weight_cotangents(
     plan: Plan, data: Data, outputs: Outputs | None, record: Record, residuals: list, pending: list
 ) -> list:
     """The weights' cotangents, summed over a chunk of iterations, ``[chunk, L, ...]`` each."""
-    flat = lambda tree: jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), tree)  # noqa: E731
+    flat = lambda tree: jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), tree)  # noqa: E731
     record, residuals, pending = flat((record, residuals, pending))
     if plan.resident:
         tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))  # noqa: E731

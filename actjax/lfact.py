@@ -27,9 +27,10 @@ from flax import nnx
 
 from actjax.attention import ATTEND, Attention, transmission
 from actjax.cells import CellStep, Recurrent
-from actjax.checks import check_choice, check_limits, check_positive
+from actjax.checks import check_choice, check_like, check_limits, check_positive
 from actjax.halting import Ponder, halting_dtype
 from actjax.layers import Layers
+from actjax.rows import cast
 from actjax.unroll import unroll_layers
 
 COMBINE = ("affine", "mlp")
@@ -152,6 +153,8 @@ class LFACT(Recurrent):
         check_choice("combine", combine, COMBINE)
         check_choice("attend", attend, ATTEND)
         check_choice("loop", loop, ("while", "scan"))
+        if lanes is not None:
+            check_positive("lanes", lanes)
         self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
         self.loop, self.lanes = loop, lanes
         features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
@@ -164,14 +167,14 @@ class LFACT(Recurrent):
         self.halt = Both(hidden_features, 1, bias=halt_bias, dtype=dtype, rngs=rngs)
 
     def initial_state(self, batch_size: int) -> Layers:
-        """What the first input finds below: one layer, the cell's carry before any input."""
-        return self.as_layers(self.initial_carry(batch_size))
+        """What the first input finds below: one layer, the cell's state before any input."""
+        return self.prepare_layers(jnp.zeros((batch_size, 1, self.in_features)))[2]
 
-    def as_layers(self, carry: Any) -> Layers:
-        """A carry of the cell, ``[B, hidden_features]`` each, as the only layer of a step."""
-        leaves = jax.tree.leaves(carry)
+    def as_layers(self, state: Any) -> Layers:
+        """A state of the cell, ``[B, hidden_features]`` each, as the only layer of a step."""
+        leaves = jax.tree.leaves(state)
         pad = lambda leaf: jnp.pad(leaf[:, None], ((0, 0), (0, self.max_layers - 1), (0, 0)))  # noqa: E731
-        return Layers(jax.tree.map(pad, carry), jnp.ones(leaves[0].shape[0], jnp.int32))
+        return Layers(jax.tree.map(pad, state), jnp.ones(leaves[0].shape[0], jnp.int32))
 
     def __call__(self, xs, *, initial_state=None, lengths=None):
         """Runs over whole sequences.
@@ -194,11 +197,11 @@ class LFACT(Recurrent):
 
         They are what the loss of eq 6 looks at; see `actjax.losses.over_layers`.
         """
-        step, params, start, inputs = self.prepare_layers(xs)
+        step, params, start, inputs = self.prepare_layers(xs, initial_state, lengths)
         final, layers, ponder = unroll_layers(
             step,
             params,
-            start if initial_state is None else initial_state,
+            start,
             inputs,
             epsilon=self.epsilon,
             lengths=lengths,
@@ -209,10 +212,16 @@ class LFACT(Recurrent):
         layers = Layers(outputs(layers.states), layers.count, outputs(layers.top))
         return final, layers, ponder
 
-    def prepare_layers(self, xs):
+    def prepare_layers(self, xs, initial_state=None, lengths=None):
         """Returns ``(step, params, layers, inputs)`` for `unroll_layers`."""
-        step, (cell, _, _), state, inputs = self.prepare(xs, None, None)
+        step, (cell, _, _), state, inputs = self.prepare(xs, None, None, lengths)
+        layers = self.as_layers(state)
+        if initial_state is not None:
+            top = getattr(initial_state, "top", None)
+            check_like("initial_state", initial_state, layers._replace(top=top))
+            states = cast(initial_state.states, layers.states)
+            layers = Layers(states, initial_state.count)
         attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])
         step = LayerStep(step, self.attend, masked=self.loop == "scan")
         params = cell, self.combine, attention, self.halt
-        return step, params, self.as_layers(state), inputs
+        return step, params, layers, inputs

@@ -1,4 +1,4 @@
-"""Every loop of the package: a step function run a learned number of times on each input.
+"""The loops over ponder steps: a step function run a learned number of times on each input.
 
 The two loops of `actjax.unroll` give the same numbers:
 
@@ -7,8 +7,8 @@ The two loops of `actjax.unroll` give the same numbers:
 ``while``  one `lax.while_loop` over *lanes*. A lane points into a sequence; every iteration takes
            one ponder step on all lanes; a lane that halts writes its result and goes on to its next
            input at once, and after a sequence's last input it takes the next one from a queue. No
-           lane waits for another: the cost follows the steps taken. Reverse mode only; the backward
-           pass replays the recorded schedule in reverse.
+           lane waits for another: the cost follows the steps taken. Reverse mode, and forward over
+           reverse; the backward pass replays the recorded schedule in reverse.
 
 The ``while`` loop keeps the residuals of one *segment* of iterations, and the lanes' registers at
 the start of each. The backward pass recomputes every segment but the last from there; a run that
@@ -185,8 +185,9 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     With layers all but the states are led by [B, 1 + T]: what a sequence starts with comes first.
     """
     batch, time = xs[0].shape[:2]
-    lengths = jnp.full(batch, time) if lengths is None else jnp.clip(jnp.asarray(lengths), 0, time)
-    # The longest first, which keeps the lanes busy to the end; the empty ones last, never taken.
+    lengths = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
+    # The longest first, which keeps the lanes busy to the end. The empty ones come last, since a
+    # lane that has taken one stays idle.
     order = jnp.argsort(-lengths, stable=True) if lanes < batch else jnp.arange(batch)
     xs = [leaf.reshape((batch * time, *leaf.shape[2:])) for leaf in xs]
     data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))
@@ -200,7 +201,8 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
         raise TypeError(
             "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
         ) from error
-    return final, jax.tree.map(lambda leaf: leaf.reshape((batch, -1, *leaf.shape[1:])), outputs)
+    by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))  # noqa: E731
+    return final, jax.tree.map(by_sequence, outputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -326,7 +328,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     d_weights = pending if plan.late is None else d_weights
     d_state = back.initial if plan.queued else back.state
-    first = lambda d: d.reshape((plan.batch, -1, *d.shape[1:]))[:, 0]  # noqa: E731
+    first = lambda d: d[:: len(d) // plan.batch]  # noqa: E731
     d_below = [
         d if given is None else d + first(given)
         for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)

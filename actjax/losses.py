@@ -181,4 +181,4 @@ def _mean_where(values: Array, mask: Array) -> Array:
 def _steps_mask(values: Array, lengths: Array | None) -> Array:
     if lengths is None:
         return jnp.ones_like(values, bool)
-    return jnp.arange(values.shape[1]) < lengths[:, None]
+    return jnp.arange(values.shape[1]) < jnp.asarray(lengths)[:, None]

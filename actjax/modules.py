@@ -58,6 +58,8 @@ class ACT(Recurrent):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         check_limits(max_steps, epsilon)
         check_choice("loop", loop, ("while", "scan"))
+        if lanes is not None:
+            check_positive("lanes", lanes)
         self.max_steps, self.epsilon, self.loop, self.lanes = max_steps, epsilon, loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
@@ -74,7 +76,7 @@ class ACT(Recurrent):
           ``(final_state, outputs, ponder)``: the carry after each sequence's last input, the
           outputs ``[B, T, hidden_features]``, and the `Ponder` record ``[B, T]``.
         """
-        step, params, state, inputs = self.prepare(xs, initial_state, self.halt)
+        step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths)
         final, states, ponder = unroll(
             step,
             params,
@@ -123,7 +125,7 @@ class Repeat(Recurrent):
 
     def __call__(self, xs, *, initial_state=None, lengths=None):
         """As `ACT.__call__`."""
-        step, params, state, inputs = self.prepare(xs, initial_state, None)
+        step, params, state, inputs = self.prepare(xs, initial_state, None, lengths)
         final, states, steps = repeat(
             step, params, state, inputs, repeats=self.repeats, lengths=lengths
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from actjax.checks import check_effects
 from actjax.rows import blank, is_float, like_inputs, per_row
 from actjax.transpose import SplitStep
 
@@ -144,7 +145,9 @@ def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, li
 
     x = [leaf[:, 0] for leaf in xs]
     first = jax.ShapeDtypeStruct(x[0].shape[:1], bool)
-    closed_over = [jnp.asarray(c) for c in jax.make_jaxpr(flat)(params, state, x, first).consts]
+    traced = jax.make_jaxpr(flat)(params, state, x, first)
+    check_effects(traced.effects)
+    closed_over = [jnp.asarray(c) for c in traced.consts]
     if not closed_over:
         return flat, params, state, xs, state_tree.unflatten
 

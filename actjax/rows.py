@@ -26,22 +26,59 @@ def scale(weight: jax.Array, leaf: jax.Array) -> jax.Array:
     return per_row(weight, leaf).astype(leaf.dtype) * leaf
 
 
+def blank_padding(xs: Any, lengths: jax.Array | None) -> Any:
+    """`xs`, ``[B, T, ...]``, with zeros for the floats beyond `lengths`.
+
+    Padding meets no result, but a cotangent of zero times its NaN or infinity is NaN.
+    """
+    if lengths is None:
+        return xs
+
+    def blanked(leaf):
+        live = jnp.arange(leaf.shape[1]) < lengths[:, None]
+        live = live.reshape(live.shape + (1,) * (leaf.ndim - 2))
+        return jnp.where(live, leaf, 0) if is_float(leaf) else leaf
+
+    return jax.tree.map(blanked, xs)
+
+
+def row_sum(leaf: jax.Array) -> jax.Array:
+    """The sum of each row, ``[rows]``."""
+    return leaf.sum(range(1, leaf.ndim))
+
+
 def zeros(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
 def like_inputs(*arrays: Any) -> jax.Array:
     """A float32 zero that varies over devices as the arrays together do, to fill buffers with."""
-    first = [leaf.ravel()[:1].sum() for leaf in jax.tree.leaves(arrays)]
+    first = [_numbers(leaf).ravel()[:1].sum() for leaf in jax.tree.leaves(arrays)]
     return sum(((value != value) & False).astype(jnp.float32) for value in first)
 
 
 def vary(tree: Any, zero: jax.Array) -> Any:
     """Lets the arrays vary over devices as `zero` does, where `shard_map` tells them apart."""
     varies = lambda leaf: getattr(jax.typeof(leaf), "manual_axis_type", None)  # noqa: E731
-    return jax.tree.map(
-        lambda leaf: leaf if varies(leaf) == varies(zero) else leaf + zero.astype(leaf.dtype), tree
-    )
+
+    def varied(leaf):
+        if varies(leaf) == varies(zero):
+            return leaf
+        numbers = _numbers(leaf) + zero.astype(_numbers(leaf).dtype)
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+        return numbers
+
+    return jax.tree.map(varied, tree)
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf) -> jax.Array:
+    """The leaf or, if it holds PRNG keys, the integers that they are made of."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def blank(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Encoder and decoder over any of the networks (LFACT 2020, section 3.2).
+"""Encoder and decoder over the networks (LFACT 2020, section 3.2).
 
 The encoder reads a sequence; what it carries after the last input is where the decoder starts. The
 paper's decoder is fed the last ground truth, the encoder's last input, at every step; for use
@@ -45,8 +45,9 @@ class Seq2Seq(nnx.Module):
 
     Args:
       encoder: `RNN`, `Repeat`, `ACT` or `LFACT`.
-      decoder: one of the same kind, cell, size and limit, so that it can go on from the encoder's
-        state. It reads inputs like the encoder's.
+      decoder: one whose initial state has the structure and shapes of the encoder's, so that it can
+        go on from there: ACT, Repeat and RNN with cells alike, or LFACT with LFACT of the same
+        limit. It reads inputs of the encoder's size.
 
     Raises:
       ValueError: the decoder does not fit the encoder.
@@ -130,8 +131,8 @@ class Seq2Seq(nnx.Module):
         if lengths is None:
             state, _, ponder = self.encoder(xs)
             return state, xs[:, -1], ponder
-        check_lengths(lengths, *xs.shape[:2])
-        if not isinstance(lengths, jax.core.Tracer) and min(lengths) < 1:
-            raise ValueError(f"lengths must be at least 1 to decode from, got {min(lengths)}.")
+        given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
+        if not isinstance(given, jax.core.Tracer) and min(given) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths)
         return state, xs[jnp.arange(len(xs)), lengths - 1], ponder

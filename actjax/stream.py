@@ -240,8 +240,10 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
+    # Nothing halts what is only repeated, so there is no remainder.
+    remainder = outputs.remainder * (not isinstance(model, Repeat))
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]  # noqa: E731
-    found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(outputs.remainder)
+    found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
     served = served.at[handed].set(False, mode="drop")
     return _State(lanes, inputs, outputs, served, i), handed, found
 

@@ -29,6 +29,8 @@ _CHEAP = frozenset(
     "squeeze slice transpose concatenate split iota copy integer_pow one_minus_square square "
     "and or not eq ne lt le gt ge".split()
 )
+# Arithmetic that makes equal rows of equal rows, where each row comes first and stays what it is.
+_ROW_BY_ROW = _CHEAP - {"iota"} | frozenset("div exp log tanh logistic sqrt rsqrt pow".split())
 _CALLS = frozenset(("jit", "pjit", "closed_call"))
 
 
@@ -56,7 +58,7 @@ class SplitStep:
         self._producer = {v: eqn for eqn in eqns for v in eqn.outvars}
 
         # What depends on the weights alone; broadcasts stay where they are used.
-        invariant = {*self._weights, *consts}
+        invariant = self._invariant = {*self._weights, *consts}
         self._hoisted = []
         for eqn in eqns:
             if invariant.issuperset(_reads(eqn)):
@@ -97,9 +99,17 @@ class SplitStep:
         self.by_rows = all(v.aval.shape[:1] == first.shape for v in batched)
 
     def follows(self, other: "SplitStep") -> bool:
-        """Whether this is `other` for another number of rows."""
+        """Whether `late` may be given the rows of many iterations of `other` as one batch.
+
+        It may not where it would draw noise, or count rows, for as many rows as it is given.
+        """
         shapes = lambda split: [(s.shape[1:], s.dtype) for s in split.residuals + split.pending]  # noqa: E731
-        return self.by_rows and other.by_rows and shapes(self) == shapes(other)
+        return (
+            self.by_rows
+            and other.by_rows
+            and shapes(self) == shapes(other)
+            and _alike(self._late, other._late, self._invariant)
+        )
 
     def hoist(self, weights: Sequence) -> list:
         """What depends on the weights alone: the first argument of `forward` and `backward`."""
@@ -213,6 +223,51 @@ def _trace(step, weights, state, x, first):
     inputs[3], outputs[1] = inputs[3][0], outputs[1][0]
     consts = dict(zip(jaxpr.constvars, inlined.consts, strict=True))
     return jaxpr.eqns, consts, inputs, outputs
+
+
+def _alike(eqns, others, invariant=frozenset()) -> bool:
+    """Whether two traces, for different numbers of rows, make the same row of what has no rows.
+
+    What comes from arrays without rows, as an iota, noise or a row of a table do, may have rows of
+    its own: a shape that differs between the traces. Then all its rows have to be equal.
+    """
+    invariant = set(invariant)
+    if len(eqns) != len(others):
+        return False
+    for eqn, other in zip(eqns, others, strict=True):
+        if eqn.primitive is not other.primitive or _literals(eqn) != _literals(other):
+            return False
+        pairs = zip(_jaxprs(eqn), _jaxprs(other), strict=True)
+        if not all(_alike(a.eqns, b.eqns) for a, b in pairs):
+            return False
+        if invariant.issuperset(_reads(eqn)):
+            invariant.update(eqn.outvars)
+            changed = [_changed(*pair) for pair in zip(eqn.invars, other.invars, strict=True)]
+            made = [_changed(*pair) for pair in zip(eqn.outvars, other.outvars, strict=True)]
+            if any(changed + made) and not (
+                eqn.primitive.name in _ROW_BY_ROW
+                and set(made) == {(0,)}
+                and set(changed) <= {(), (0,)}
+                and (eqn.primitive.name != "concatenate" or eqn.params["dimension"] != 0)
+            ):
+                return False
+    return True
+
+
+def _changed(v, other) -> tuple[int, ...]:
+    """The axes along which two variables differ in size."""
+    sizes = zip(v.aval.shape, other.aval.shape, strict=True)
+    return tuple(axis for axis, (a, b) in enumerate(sizes) if a != b)
+
+
+def _literals(eqn) -> list[str]:
+    return [str(v.val) for v in eqn.invars if not _is_variable(v)]
+
+
+def _jaxprs(eqn) -> list:
+    """The jaxprs among an equation's parameters."""
+    found = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(eqn.params.values()))]
+    return [jaxpr for jaxpr in found if hasattr(jaxpr, "eqns")]
 
 
 def _regroup(variables, groups):

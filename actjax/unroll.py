@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from actjax import checks, loops
 from actjax.halting import Ponder
 from actjax.layers import Layers
+from actjax.rows import blank_padding
 
 Step = Callable[[Any, Any, Any, jax.Array], tuple[Any, jax.Array]]
 LayerStep = Callable[[Any, Any, Any, Layers, jax.Array], tuple[Any, jax.Array]]
@@ -38,6 +39,7 @@ def ponder(
     >>> state.shape, record.steps
     ((3, 4), Array([2, 2, 2], dtype=int32))
     """
+    checks.check_rows("x", x, 1)
     xs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], x)
     final, _, record = unroll(
         step, params, state, xs, max_steps=max_steps, epsilon=epsilon, loop=loop
@@ -63,13 +65,17 @@ def unroll(
     At input t the state goes through ``s^n = step(s^{n-1}, x_t)`` until the halting probabilities
     sum to ``1 - epsilon``; the mean-field state ``sum p^n s^n`` (eq 9) is the output at t and the
     state that t + 1 starts from. Works under `jit`, `vmap`, `grad`, `jax.checkpoint`, `shard_map`
-    and inside `lax.scan`; forward mode and higher derivatives need ``loop="scan"``.
+    and inside `lax.scan`, and forward over reverse (`jax.hessian`); forward mode alone, and reverse
+    over reverse, need ``loop="scan"``.
 
     Args:
       step: one ponder step for any number of rows, ``(params, state, x, first) -> (state, halt)``:
         state and x lead with the row axis, first is bool ``[rows]`` (n = 1, eq 3), halt is float
-        ``[rows]`` in (0, 1) (eq 5). Rows must not interact. A read-out that is not linear belongs
-        into the state, so that its mean is taken.
+        ``[rows]`` in (0, 1) (eq 5). Rows must not interact, and a row's result must not depend on
+        its place among them or on their number, as noise drawn for all rows does: what belongs to
+        a row, a key of its own or its index, goes into xs or the state. A read-out that is not
+        linear belongs into the state, so that its mean is taken. Under ``loop="while"`` it may
+        have no effects, as `jax.debug.print` has.
       params: any pytree.
       state: pytree of float arrays ``[B, ...]``, the state before the first input.
       xs: pytree of arrays ``[B, T, ...]``.
@@ -103,7 +109,9 @@ def unroll(
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
-    checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
+    lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    xs = blank_padding(xs, lengths)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
     limits = {"max_steps": max_steps, "epsilon": epsilon}
@@ -158,9 +166,11 @@ def unroll_layers(
     checks.check_limits(1, epsilon)
     checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
-    checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    xs = blank_padding(xs, lengths)
     max_layers = checks.check_layers(layers, batch)
-    layers = Layers(jax.tree.map(jnp.asarray, layers.states), jnp.asarray(layers.count, jnp.int32))
+    states, params, xs = jax.tree.map(jnp.asarray, (layers.states, params, xs))
+    layers = Layers(states, jnp.asarray(layers.count, jnp.int32))
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     n = jax.ShapeDtypeStruct((batch,), jnp.int32)
     checks.check_step(step, params, layers.deepest, x, layers, n)
@@ -183,12 +193,18 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     Returns:
       ``(final_state, states, steps)``: as in `unroll`, but the state is the one after the last step
       and `steps`, int32 ``[B, T]``, is `repeats` or, where padded, 0.
+
+    Raises:
+      ValueError: as in `unroll`.
     """
     checks.check_positive("repeats", repeats)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
-    if lengths is not None:
-        checks.check_lengths(lengths, batch, time)
+    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
+    lengths = checks.check_options(lengths, batch, time)
+    xs = blank_padding(xs, lengths)
+    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
+    checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
     return loops.repeat_scan(step, params, state, xs, lengths, repeats)
 
 

@@ -1,5 +1,7 @@
 """The modules: what they compute with, what they refuse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,3 +187,52 @@ def test_modules_refuse_too():
         actjax.Repeat(5, 6, repeats=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="hidden_features"):
         actjax.RNN(5, 0, rngs=nnx.Rngs(0))
+
+
+def test_initial_states_that_do_not_fit_are_refused():
+    lstm = actjax.ACT(5, 6, cell=nnx.OptimizedLSTMCell, rngs=nnx.Rngs(0))
+    layered = actjax.LFACT(5, 6, max_layers=4, rngs=nnx.Rngs(0))
+    other = actjax.LFACT(5, 6, max_layers=3, rngs=nnx.Rngs(0))
+    for model, state in (
+        (lstm, lstm.initial_state(2)),
+        (lstm, jnp.zeros((3, 6))),
+        (actjax.RNN(5, 6, rngs=nnx.Rngs(0)), jnp.zeros((3, 5))),
+        (layered, other.initial_state(3)),
+        (layered, layered.initial_state(2)),
+        (layered, jnp.zeros((3, 6))),
+    ):
+        with pytest.raises(ValueError, match="initial_state must hold arrays of shapes"):
+            model(XS, initial_state=state)
+
+
+@pytest.mark.parametrize(("cell", "dtype"), [(nnx.GRUCell, jnp.bfloat16), (OddCell, None)])
+def test_lfact_takes_its_own_initial_state(cell, dtype):
+    model = actjax.LFACT(5, 6, cell=cell, max_layers=3, dtype=dtype, rngs=nnx.Rngs(0))
+    run = jax.jit(lambda state: model(XS, initial_state=state))
+    start = model.initial_state(3)
+    final, outputs, _ = run(start)
+    single = start._replace(states=jax.tree.map(lambda s: s.astype(jnp.float32), start.states))
+    for given in (None, single):
+        np.testing.assert_array_equal(run(given)[1], outputs)
+    assert run(final)[1].shape == outputs.shape
+
+
+def test_more_is_refused_in_a_sentence():
+    for x in (1.0, jnp.zeros((0, 2))):
+        with pytest.raises(ValueError, match="x must"):
+            actjax.ponder(step, (), STATE, x, max_steps=3)
+    with pytest.raises(ValueError, match=r"^x must hold arrays of shape \[batch, ...\]"):
+        actjax.ponder(step, (), STATE, 1.0, max_steps=3)
+    with pytest.raises(ValueError, match="step must return a state of the same"):
+        actjax.repeat(lambda p, s, x, f: (s[:, :2], s[:, 0]), (), STATE, X, repeats=2)
+    with pytest.raises(ValueError, match="floating-point arrays, through which gradients flow"):
+        actjax.repeat(step, (), STATE.astype(int), X, repeats=2)
+    with pytest.raises(ValueError, match="epsilon must be"):
+        actjax.halting_weights(jnp.ones(3), epsilon=2.0)
+    with pytest.raises(ValueError, match=r"halts must have shape \[..., M\]"):
+        actjax.halting_weights(jnp.ones((3, 0)))
+    for model in (actjax.ACT, partial(actjax.LFACT, max_layers=2)):
+        with pytest.raises(ValueError, match="lanes must be an integer of at least 1, got -1"):
+            model(5, 6, lanes=-1, rngs=nnx.Rngs(0))
+    rule = actjax.halting_weights(jnp.full(3, 0.5), epsilon=np.float32(0.01))
+    assert rule.steps == 2
