@@ -123,7 +123,7 @@ class LFACT(Recurrent):
       epsilon, halt_bias, loop, lanes, dtype, rngs: as in `ACT`.
 
     >>> model = LFACT(3, 8, max_layers=4, rngs=nnx.Rngs(0))
-    >>> final, outputs, ponder = model(jnp.ones((2, 5, 3)))
+    >>> final, outputs, ponder = jax.eval_shape(model, jnp.ones((2, 5, 3)))  # or jax.jit(...)
     >>> outputs.shape, ponder.steps.shape, final.states.shape
     ((2, 5, 8), (2, 5), (2, 4, 8))
     """

@@ -35,8 +35,9 @@ class ACT(Recurrent):
       dtype: compute dtype of the cell, e.g. ``jnp.bfloat16``; halting stays in float32.
       rngs: `nnx.Rngs`.
 
+    >>> import jax
     >>> model = ACT(3, 8, max_steps=10, rngs=nnx.Rngs(0))
-    >>> state, outputs, ponder = model(jnp.ones((2, 5, 3)))
+    >>> state, outputs, ponder = jax.jit(model)(jnp.ones((2, 5, 3)))
     >>> outputs.shape, ponder.steps.shape, ponder.cost.dtype
     ((2, 5, 8), (2, 5), dtype('float32'))
     """
@@ -102,8 +103,9 @@ class Repeat(Recurrent):
       repeats: how often each input is given.
       flag: whether the input is augmented by a flag of the first repetition.
 
+    >>> import jax
     >>> model = Repeat(3, 8, repeats=2, rngs=nnx.Rngs(0))
-    >>> _, outputs, ponder = model(jnp.ones((2, 5, 3)))
+    >>> _, outputs, ponder = jax.jit(model)(jnp.ones((2, 5, 3)))
     >>> outputs.shape, int(ponder.steps[0, 0])
     ((2, 5, 8), 2)
     """
@@ -136,8 +138,9 @@ class Repeat(Recurrent):
 class RNN(Repeat):
     """The plain RNN: `Repeat` with one repetition and no flag, so that it is the cell as it is.
 
+    >>> import jax
     >>> model = RNN(3, 8, cell=nnx.OptimizedLSTMCell, rngs=nnx.Rngs(0))
-    >>> _, outputs, _ = model(jnp.ones((2, 5, 3)))
+    >>> _, outputs, _ = jax.jit(model)(jnp.ones((2, 5, 3)))
     >>> outputs.shape
     (2, 5, 8)
     """

@@ -55,7 +55,8 @@ class Seq2Seq(nnx.Module):
     >>> import actjax
     >>> make = lambda: actjax.ACT(3, 8, max_steps=5, rngs=nnx.Rngs(0))
     >>> model = Seq2Seq(make(), make())
-    >>> decoded = model(jnp.ones((2, 7, 3)), steps=4)
+    >>> decode = jax.jit(lambda xs: model(xs, steps=4))
+    >>> decoded = decode(jnp.ones((2, 7, 3)))
     >>> decoded.outputs.shape, decoded.encoder.steps.shape, decoded.ponder.cost.shape
     ((2, 4, 8), (2, 7), (2, 11))
     """
