@@ -159,12 +159,15 @@ def hold(
     return TauController(init=lambda: _start(tau), update=update)
 
 
-def halting_advice(steps: float, *, max_steps: int, margin: float = 0.02) -> str | None:
+def halting_advice(
+    steps: float, *, max_steps: int, held: bool = False, margin: float = 0.02
+) -> str | None:
     """One sentence of advice where halting has stopped adapting, else None.
 
     Args:
       steps: mean number of ponder steps N over recent batches.
       max_steps: the limit M.
+      held: whether a ponder budget is at work already.
       margin: how near to 1, or (as a fraction) to M, counts as stuck.
 
     Example:
@@ -172,15 +175,16 @@ def halting_advice(steps: float, *, max_steps: int, margin: float = 0.02) -> str
       >>> halting_advice(1.0, max_steps=100)[:38]
       'halting has collapsed to one step (mea'
     """
+    instead = "" if held else ", a ponder budget,"
     if max_steps > 1 and steps < 1 + margin:
         return (
             f"halting has collapsed to one step (mean N = {steps:.3f}): no gradient reaches the "
-            "halting unit any more; use a smaller tau, a ponder budget, or halt_bias below 0"
+            f"halting unit any more; use a smaller tau{instead} or halt_bias below 0"
         )
     if max_steps > 1 and steps > max_steps * (1 - margin):
         return (
             f"halting sits at the limit (mean N = {steps:.1f} of max_steps = {max_steps}): use a "
-            "larger tau, a ponder budget, or halt_bias above 0"
+            f"larger tau{instead} or halt_bias above 0"
         )
     return None
 

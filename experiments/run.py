@@ -5,6 +5,7 @@ import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -21,6 +22,7 @@ from experiments.options import ADAPTIVE, Options, as_json, label, run_folder
 
 SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
+STUCK_ROWS = 10  # of metrics, after which halting that does not adapt is no passing state
 
 
 def train(
@@ -79,6 +81,7 @@ def train(
         directory=folder,
         log_every=options.log_every,
         checkpoint_every=options.checkpoint_every,
+        on_row=adviser(options),
         description=f"{experiment} {label(options)}",
     )
     distributed.leave_to_first()
@@ -130,6 +133,32 @@ def make_controller(options: Options) -> budget.TauController:
     return budget.hold(options.ponder_budget, tau=options.tau)
 
 
+def advice(options: Options, steps: float) -> str | None:
+    """One sentence where a network's halting is stuck, else None; see `budget.halting_advice`."""
+    if options.model not in ADAPTIVE:
+        return None
+    held = options.ponder_budget is not None
+    return budget.halting_advice(steps, max_steps=options.max_steps, held=held)
+
+
+def adviser(options: Options) -> Callable[[dict[str, Any]], None]:
+    """Looks at rows of metrics, of one network or of many, and warns once on the standard error:
+    where one's halting has been stuck for `STUCK_ROWS` rows on end, while that can still be helped.
+    """
+    stuck, told = {}, False
+
+    def look(row: dict[str, Any]):
+        nonlocal told
+        for network, steps in enumerate(np.atleast_1d(np.array(row["ponder_steps"], float))):
+            found = advice(options, steps)
+            stuck[network] = stuck.get(network, 0) + 1 if found else 0
+            if stuck[network] == STUCK_ROWS and not told and jax.process_index() == 0:
+                told = True
+                print(f"warning, at update {row['step']:,}: {found}", file=sys.stderr)
+
+    return look
+
+
 def finish(
     experiment: str, options: Options, folder: pathlib.Path, evaluation: dict[str, Any]
 ) -> dict[str, Any]:
@@ -154,8 +183,7 @@ def finish(
         **environment(),
     }
     if options.model in ADAPTIVE:
-        advice = budget.halting_advice(last["ponder_steps"], max_steps=options.max_steps)
-        summary["advice"] = advice
+        summary["advice"] = advice(options, last["ponder_steps"])
     training.write_json(folder / SUMMARY, summary)
     return summary
 
@@ -218,5 +246,5 @@ def show_notes(*notes: str):
 
 def notes(summary: dict[str, Any], folder: pathlib.Path) -> list[str]:
     """What to say below a run's table: advice on its halting, and where it is kept."""
-    advice = [summary["advice"]] if summary.get("advice") else []
-    return [*advice, f"metrics, checkpoints and figures: {folder}"]
+    found = [summary["advice"]] if summary.get("advice") else []
+    return [*found, f"metrics, checkpoints and figures: {folder}"]

@@ -13,7 +13,7 @@ import optax
 import tyro
 from jax import Array
 
-from actjax import budget, training
+from actjax import training
 from actjax.tasks import text
 from actjax.training.metrics import write_atomically
 from actjax.training.sweep import BATCHING, Sweep, stack_states, sweep
@@ -244,6 +244,7 @@ def run_group(
         checkpoint_every=options.checkpoint_every,
         retire=retire if grid.retire else None,
         batching=grid.batching,
+        on_row=run.adviser(options),
         description=f"{task.name} {group_name(options)} x {len(group)}",
     )
     kept = task.score(options) is not None
@@ -310,10 +311,7 @@ def member_summary(
     diverged = bool(result.diverged[index])
     kept = result.states.extra
     best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
-    stuck = None
-    if act and not diverged:
-        steps = float(history["ponder_steps"][-1])
-        stuck = budget.halting_advice(steps, max_steps=options.max_steps)
+    steps = float(history["ponder_steps"][-1]) if ran.any() else None
     return {
         "model": group_name(options),
         "tau": options.tau if act else None,
@@ -326,7 +324,7 @@ def member_summary(
         "smoothed_accuracy": best(history["accuracy"]),
         "mean_ponder_steps": float(history["ponder_steps"].mean()) if ran.any() else None,
         "tau_at_end": float(history["tau"][-1]) if ran.any() else None,
-        "advice": stuck,
+        "advice": None if diverged else run.advice(options, steps),
         "curve": curve(history),
         "best_update": best_update,
         "evaluation": found,

@@ -128,6 +128,8 @@ def test_fixed_and_schedule_only_watch_the_ponder():
 def test_advice_only_where_halting_is_stuck():
     assert "collapsed to one step" in budget.halting_advice(1.001, max_steps=100)
     assert "limit (mean N = 99.0 of max_steps = 100)" in budget.halting_advice(99.0, max_steps=100)
+    assert "a ponder budget" in budget.halting_advice(1.0, max_steps=100)
+    assert "a ponder budget" not in budget.halting_advice(1.0, max_steps=100, held=True)
     assert budget.halting_advice(1.5, max_steps=100) is None
     assert budget.halting_advice(90.0, max_steps=100) is None
     assert budget.halting_advice(1.0, max_steps=1) is None

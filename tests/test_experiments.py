@@ -239,3 +239,21 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch, ca
     monkeypatch.setenv("ACTJAX_CACHE", str(tmp_path))
     assert main(["wikipedia", "--data", "enwik8"]) == 2
     assert "fetch it where there is a network and pass its path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", [None, 1])
+def test_stuck_halting_is_told_once_and_while_it_lasts(network, capsys):
+    def row(step, steps):
+        return {"step": step, "ponder_steps": steps if network is None else [3.0, steps, None]}
+
+    look = run.adviser(parity.Parity())
+    for step in range(100, 1000, 100):
+        look(row(step, 1.001))
+    look(row(1000, 1.5))  # it was only passing
+    assert capsys.readouterr().err == ""
+    for step in range(1100, 3000, 100):
+        look(row(step, 1.001))
+    error = capsys.readouterr().err
+    assert error.startswith("warning, at update 2,000: halting has collapsed to one step")
+    assert error.count("\n") == 1
+    run.adviser(parity.Parity(model="rnn"))(row(100, 1.0))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from actjax.training.step import TrainStep, make_chunk
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+OnRow = Callable[[dict[str, Any]], None]
 CHECKPOINT_EVERY = 1000  # or, of a `log_every` that does not divide it, the next multiple
 
 
@@ -39,6 +41,7 @@ def fit(
     directory: str | os.PathLike | None = None,
     log_every: int = 100,
     checkpoint_every: int | None = None,
+    on_row: OnRow | None = None,
     description: str = "training",
 ) -> TrainState:
     """Trains until `steps` updates are done, `log_every` of them in each dispatch.
@@ -61,6 +64,7 @@ def fit(
       log_every: updates in one compiled dispatch, and between rows of metrics.
       checkpoint_every: updates between checkpoints, a multiple of `log_every`; unless given the
         first one from 1000 on.
+      on_row: called with each row of metrics, once it is written.
       description: shown beside the progress bar.
 
     Returns:
@@ -105,6 +109,8 @@ def fit(
                 if done % checkpoint_every == 0 or done == steps:
                     files.save(done, state)
             progress.update(done, row)
+            if on_row:
+                on_row(row)
     return state
 
 

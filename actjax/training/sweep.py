@@ -27,7 +27,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actjax.training.fit import METRICS, RunFiles
+from actjax.training.fit import METRICS, OnRow, RunFiles
 from actjax.training.metrics import plain, read_metrics
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
@@ -86,6 +86,7 @@ def sweep(
     retire: Retire | None = None,
     batching: str | None = None,
     devices: list[jax.Device] | None = None,
+    on_row: OnRow | None = None,
     description: str = "sweep",
 ) -> Sweep:
     """Trains every member of an ensemble until it retires or `steps` updates are done.
@@ -111,6 +112,7 @@ def sweep(
         after the other, for CPUs, where a member's loops then never wait for another's. Unless
         given it follows the device.
       devices: those to spread the members over; all unless given.
+      on_row: called with each row of metrics, once it is written.
       description: shown beside the progress bar.
 
     Raises:
@@ -162,6 +164,8 @@ def sweep(
                 history.append(row)
                 if files:
                     files.append(row)
+                if on_row:
+                    on_row(row)
             seconds += passed
             active = history.active(retire)
             if files and (done % checkpoint_every == 0 or done == steps or not active.any()):
