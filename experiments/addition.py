@@ -61,7 +61,7 @@ PRESETS = {
         over_digits="mean",
         init="glorot",
         learning_rate=3e-3,
-        steps=40_000,
+        steps=60_000,
         log_every=50,
         checkpoint_every=1000,
     ),
