@@ -43,7 +43,7 @@ def test_text_is_swept_with_its_figures_and_tied_to_its_bytes(tmp_path, capsys):
 
 
 def test_a_budget_goes_on_where_it_was(tmp_path):
-    arguments = [*SORT, "--ponder-budget", "2.5", "--tau", "1e-2,1e-1", "--models", "act"]
+    arguments = [*SORT, "--ponder-budget", "2.5", "--tau", "1e-2,1e-1"]
     first = sweep(tmp_path, *arguments, "--steps", "2")["members"]
     then = sweep(tmp_path, *arguments, "--steps", "4")["members"]
     assert [member["ponder_budget"] for member in then] == [2.5, 2.5]
