@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,19 +18,19 @@ def compact(summary: dict[str, Any]) -> str:
 
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it: null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _each_float(value, lambda number: number if math.isfinite(number) else None)
 
 
 def _rounded(value: Any) -> Any:
+    return _each_float(value, lambda number: float(f"{number:.5g}"))
+
+
+def _each_float(value: Any, change: Callable[[float], Any]) -> Any:
     if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
+        return {name: _each_float(part, change) for name, part in value.items()}
     if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+        return [_each_float(part, change) for part in value]
+    return change(value) if isinstance(value, float) else value
 
 
 def set_cpu_devices(count: int):

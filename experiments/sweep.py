@@ -80,7 +80,7 @@ def main(argv: list[str]):
     set_cpu_devices(grid.cpu_devices)
     folder = grid.out or pathlib.Path("runs") / f"sweep-{task.name}"
     groups = plan(grid, options)
-    data = task.load(options) if task.load else synthetic.Loaded()
+    data = task.load(options)
     check(task, groups, data)
     members, seconds = [], 0.0
     for group in groups:

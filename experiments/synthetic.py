@@ -57,7 +57,7 @@ class Task:
     objective: Callable[[Options], Callable[..., tuple[Array, dict[str, Array]]]]
     predict: Callable[[Array], Array]
     levels: Callable[[Options], dict[int, Callable[[Array], Batch]]] | None = None
-    load: Callable[[Options], Loaded] | None = None
+    load: Callable[[Options], Loaded] = lambda options: Loaded()
     score: Callable[[Options], Callable[..., Array] | None] = lambda options: None
     measure: Callable[..., list[dict[str, Any]]] | None = None
     example: Callable[..., dict[str, list[str]]] | None = None
