@@ -1,18 +1,16 @@
 """Adaptive computation in JAX: networks and optimizers that learn how many steps to take."""
 
-from actjax import attention, budget, f1, learned, losses, tasks, training
+from actjax import budget, halting, learned, losses, nn, tasks, training
+from actjax._layers import Layers
+from actjax._stream import Result, stream, stream_batch
+from actjax._unroll import ponder, repeat, unroll, unroll_layers
 from actjax.halting import (
     HaltingWeights,
     Ponder,
     halting_step,
     halting_weights,
 )
-from actjax.layers import Layers
-from actjax.lfact import LFACT
-from actjax.modules import ACT, RNN, Repeat
-from actjax.seq2seq import Decoded, Seq2Seq
-from actjax.stream import Result, stream, stream_batch
-from actjax.unroll import ponder, repeat, unroll, unroll_layers
+from actjax.nn import ACT, LFACT, RNN, Decoded, Repeat, Seq2Seq
 
 __all__ = [
     "ACT",
@@ -25,13 +23,13 @@ __all__ = [
     "Repeat",
     "Result",
     "Seq2Seq",
-    "attention",
     "budget",
-    "f1",
+    "halting",
     "halting_step",
     "halting_weights",
     "learned",
     "losses",
+    "nn",
     "ponder",
     "repeat",
     "stream",
@@ -41,3 +39,7 @@ __all__ = [
     "unroll",
     "unroll_layers",
 ]
+
+
+def __dir__():
+    return __all__

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from actjax.checks import check_limits
+from actjax._checks import check_limits
 
 
 class Ponder(NamedTuple):

@@ -17,8 +17,8 @@ from flax import nnx
 from timing import seconds_each, write
 
 from actjax import training
-from experiments import wikipedia
 from experiments.network import Network, make_network
+from experiments.tasks import wikipedia
 
 PONDERS = (1.05, 2.0)
 LIMITS = (3, 10)

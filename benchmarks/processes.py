@@ -34,8 +34,9 @@ from timing import write
 
 from actjax import training
 from actjax.training import distributed, sharding
-from experiments import parity, run, wikipedia
+from experiments import run
 from experiments.network import make_network
+from experiments.tasks import parity, wikipedia
 
 # name -> (experiment, options, updates in a dispatch); the batch size is that of one process
 SETTINGS = {

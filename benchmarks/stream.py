@@ -10,7 +10,6 @@ them, of ACT on windows of 500 characters, the iterations that the lanes take ov
 
 import argparse
 import dataclasses
-import importlib
 import time
 
 import jax
@@ -21,14 +20,12 @@ from ponder import schedule
 from timing import write
 
 import actjax
+from actjax import _stream as streaming
 from actjax import training
 from actjax.tasks import text
-from experiments import wikipedia
 from experiments.data import load_text
 from experiments.network import make_network
-
-streaming = importlib.import_module("actjax.stream")  # whose name in actjax is the function's
-
+from experiments.tasks import wikipedia
 
 CHUNKS = (32, 64, 128)
 

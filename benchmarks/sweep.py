@@ -26,8 +26,8 @@ from timing import write
 from actjax.training import make_chunk
 from actjax.training.state import own_state
 from actjax.training.sweep import BATCHING, stack_states, sweep
-from experiments import parity
 from experiments.sweep import make_member
+from experiments.tasks import parity
 
 
 def main():

@@ -8,17 +8,17 @@ from experiments import learned
 
 # name -> (module with main(argv), what it does)
 EXPERIMENTS = {
-    "parity": ("experiments.parity", "learn the parity of a vector of bits"),
-    "logic": ("experiments.logic", "apply chains of binary gates"),
-    "addition": ("experiments.addition", "add up decimal numbers"),
-    "sort": ("experiments.sort", "sort real numbers"),
-    "wikipedia": ("experiments.wikipedia", "predict the next byte of Wikipedia"),
-    "finance": ("experiments.finance", "forecast classes of price changes"),
+    "parity": ("experiments.tasks.parity", "learn the parity of a vector of bits"),
+    "logic": ("experiments.tasks.logic", "apply chains of binary gates"),
+    "addition": ("experiments.tasks.addition", "add up decimal numbers"),
+    "sort": ("experiments.tasks.sort", "sort real numbers"),
+    "wikipedia": ("experiments.tasks.wikipedia", "predict the next byte of Wikipedia"),
+    "finance": ("experiments.tasks.finance", "forecast classes of price changes"),
     **learned.COMMANDS,
     "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
-    "figures": ("experiments.plots", "draw the papers' figures from the summaries of sweeps"),
-    "report": ("experiments.report", "one HTML page: the papers beside what ran here"),
+    "figures": ("experiments.show.plots", "draw the papers' figures from the summaries of sweeps"),
+    "report": ("experiments.show.report", "one HTML page: the papers beside what ran here"),
 }
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import tyro
 
 from actjax import training
-from experiments import figures, parity, run, synthetic, wikipedia
+from experiments import run, synthetic
 from experiments.options import Options, label
+from experiments.show import figures
+from experiments.tasks import parity, wikipedia
 
 MODELS = ("rnn", "repeat", "act")
 Run = tuple[dict[str, Any], pathlib.Path]  # a summary and its folder

@@ -16,13 +16,15 @@ from jax import Array
 from actjax import training
 from actjax.tasks import text
 from actjax.training.metrics import write_atomically
-from actjax.training.sweep import BATCHING, Sweep, stack_states, sweep
-from experiments import addition, logic, parity, run, sort, synthetic, wikipedia
+from actjax.training.sweep import BATCHING, stack_states, sweep
+from experiments import run, synthetic
 from experiments.ensemble import compact, plain, set_cpu_devices
+from experiments.members import advice, group_name, member_summary, table
 from experiments.network import make_network
-from experiments.options import ADAPTIVE, Options, as_json, check_one_process, label, parse
+from experiments.options import ADAPTIVE, Options, as_json, check_one_process, parse
 from experiments.options import check as check_options
-from experiments.smoothing import best, smooth, solved_at
+from experiments.smoothing import solved_at
+from experiments.tasks import addition, logic, parity, sort, wikipedia
 
 TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
 TASKS["wikipedia"] = synthetic.Task(
@@ -37,11 +39,6 @@ TASKS["wikipedia"] = synthetic.Task(
     measure=lambda *arguments: _measure_text(*arguments),
 )
 HELD_OUT_BYTES = 100_000  # that measure a member of a sweep on text
-CURVE_POINTS = 120  # of a learning curve in the summary
-CURVES = (
-    *("accuracy", "smoothed_accuracy", "ponder", "smoothed_ponder", "ponder_steps", "ponder_max"),
-    *("bits_per_character", "loss", "tau", "validation_max"),
-)
 SUMMARY = "sweep.json"
 
 
@@ -257,7 +254,7 @@ def run_group(
         found = synthetic.evaluate(task, options, networks, batches=batches)
     seconds = float(result.history["seconds"][-1])
     rows = [
-        member_summary(grid, member, result, index, found[index])
+        member_summary(grid.solved, member, result, index, found[index])
         for index, member in enumerate(group)
     ]
     if task.example and options.model == "act":
@@ -297,94 +294,6 @@ def make_member(task: synthetic.Task, options: Options):
     return train_step, make_state
 
 
-def member_summary(
-    grid: Grid, options: Options, result: Sweep, index: int, found: dict[str, Any]
-) -> dict[str, Any]:
-    """What the figures and tables need of one member."""
-    finite = [np.isfinite(result.history[k][:, index]) for k in ("loss", "gradient_norm")]
-    ran = np.logical_and.accumulate(np.all(finite, axis=0))  # until it retired or diverged
-    history = {
-        name: values[ran] if values.ndim == 1 else values[ran, index]
-        for name, values in result.history.items()
-    }
-    act = options.model in ADAPTIVE
-    diverged = bool(result.diverged[index])
-    kept = result.states.extra
-    best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
-    steps = float(history["ponder_steps"][-1]) if ran.any() else None
-    return {
-        "model": group_name(options),
-        "tau": options.tau if act else None,
-        "ponder_budget": options.ponder_budget if act else None,
-        "repeats": options.repeats if options.model == "repeat" else None,
-        "seed": options.seed,
-        "updates": int(result.states.step[index]),
-        "solved_at": solved_at(history["step"], history["accuracy"], grid.solved),
-        "diverged": diverged,
-        "smoothed_accuracy": best(history["accuracy"]),
-        "mean_ponder_steps": float(history["ponder_steps"].mean()) if ran.any() else None,
-        "tau_at_end": float(history["tau"][-1]) if ran.any() else None,
-        "advice": None if diverged else run.advice(options, steps),
-        "curve": curve(history),
-        "best_update": best_update,
-        "evaluation": found,
-    }
-
-
-def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """A learning curve thinned to `CURVE_POINTS`, each the mean of the rows it stands for.
-
-    Accuracy and ponder come a second time, as "smoothed_", filtered over all rows before thinning.
-    """
-    rows = len(history["step"])
-    if not rows:
-        return {"step": []}
-    parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
-    thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
-    smoothed = {f"smoothed_{name}": smooth(history[name]) for name in ("accuracy", "ponder")}
-    for name, values in (history | smoothed).items():
-        if name in CURVES:
-            thinned[name] = [float(f"{values[part].mean():.5g}") for part in parts]
-    return thinned
-
-
-def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """One printed row a member."""
-    return [
-        {
-            "model": member["model"],
-            "tau": "" if member["tau"] is None else f"{member['tau']:g}",
-            "seed": str(member["seed"]),
-            "updates": f"{member['updates']:,}",
-            "solved at": _solved(member),
-            **_error(member["evaluation"]),
-            "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
-            "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
-        }
-        for member in members
-    ]
-
-
-def advice(members: list[dict[str, Any]]) -> list[str]:
-    """What to say of members whose halting is stuck, one sentence for each tau."""
-    return [
-        f"tau {tau:g}: {next(m['advice'] for m in members if m['tau'] == tau and m['advice'])}"
-        for tau in sorted({m["tau"] for m in members if m["advice"]})
-    ]
-
-
-def _solved(member: dict[str, Any]) -> str:
-    if member["diverged"]:
-        return "diverged"
-    return "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
-
-
-def _error(found: dict[str, Any]) -> dict[str, str]:
-    if "error" in found:
-        return {"error rate": f"{found['error']:.4f}"}
-    return {"bits per character": f"{found['bits_per_character']:.4f}"}
-
-
 def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
     """Every member on the start of the held-out text, the best with stretches of it to look at."""
     start = jax.tree.map(lambda leaf: leaf[: HELD_OUT_BYTES // options.window], test.batch)
@@ -404,10 +313,6 @@ def _rows_per_dispatch(options: Options) -> int:
     """As many as ten, in a whole number of dispatches between checkpoints."""
     rows = options.checkpoint_every // options.log_every
     return max(count for count in range(1, 11) if rows % count == 0)
-
-
-def group_name(options: Options) -> str:
-    return options.model if options.model in ADAPTIVE else label(options)
 
 
 def _numbers(name: str, text: str, kind) -> list:

@@ -11,9 +11,10 @@ from jax import Array
 
 from actjax import losses
 from actjax.tasks.batch import Batch
-from experiments import evaluation, figures, run
+from experiments import evaluation, run
 from experiments.network import Network, make_network
 from experiments.options import Options, joined, parse
+from experiments.show import figures
 
 
 class Loaded(NamedTuple):

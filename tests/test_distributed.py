@@ -198,9 +198,10 @@ def test_an_experiment_of_two_processes_is_written_once_and_one_can_go_on(tmp_pa
 
 def train_here(argv):
     """The experiment's training alone, in this process."""
-    from experiments import parity, run  # here: the processes of this file start sooner without
+    from experiments import run  # here: the processes of this file start sooner without
     from experiments.network import make_network
     from experiments.options import parse
+    from experiments.tasks import parity  # here: the processes of this file start sooner without
 
     task = parity.TASK
     options = parse(task.name, task.presets, argv[1:])

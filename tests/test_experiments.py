@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from actjax import training
-from experiments import data, demo, figures, parity, run, wikipedia
+from experiments import data, demo, run
 from experiments.__main__ import main
+from experiments.show import figures
+from experiments.tasks import parity, wikipedia
 
 SMALL = ["--hidden", "8", "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "1"]
 FILES = {"config.json", "metrics.jsonl", "evaluation.json", "summary.json", "curves.png"}

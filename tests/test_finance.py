@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from actjax import LFACT
-from actjax.tasks import prices
-from experiments import finance, forecast, plots, report
 from experiments.__main__ import main
-from experiments.plots import lfact
+from experiments.show import plots, report
+from experiments.show.plots import lfact
+from experiments.tasks import finance, forecast, prices
 
 SMALL = (
     "--hidden 4 --batch-size 4 --steps 6 --log-every 2 --checkpoint-every 2 --learning-rate 0.1 "

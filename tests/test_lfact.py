@@ -8,7 +8,7 @@ from flax import nnx
 
 import actjax
 from actjax import Layers
-from actjax.attention import Attention, transmission
+from actjax.nn.attention import Attention, transmission
 from tests import reference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

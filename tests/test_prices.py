@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from actjax import f1
-from actjax.tasks import prices
+from actjax import losses
 from experiments.data import load_prices
+from experiments.tasks import prices
 
 NAMES = ("AAA", "BBB", "CCC")
 
@@ -220,10 +220,10 @@ def test_f1_equals_a_slow_reference():
     targets[:, 1, 1] = 2
     mask = rng.random((40, 3)) < 0.8
     halves = [
-        f1.confusion(*map(jnp.asarray, (predictions[h], targets[h], mask[h])), classes=5)
+        losses.confusion(*map(jnp.asarray, (predictions[h], targets[h], mask[h])), classes=5)
         for h in (slice(15), slice(15, None))
     ]
-    found = f1.f1(halves[0] + halves[1])
+    found = losses.f1(halves[0] + halves[1])
     for s in range(3):
         for k in range(4):
             here = mask[:, s]
@@ -231,4 +231,4 @@ def test_f1_equals_a_slow_reference():
             np.testing.assert_allclose(found[s, k], expected, rtol=1e-6)
     assert found[0, 0] == 1 and found[1, 1] == 0
     with pytest.raises(ValueError, match="predictions, targets and mask must be"):
-        f1.confusion(jnp.zeros((2, 3)), jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool), classes=5)
+        losses.confusion(jnp.zeros((2, 3)), jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool), classes=5)

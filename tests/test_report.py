@@ -8,15 +8,17 @@ import pytest
 import scipy.signal
 import scipy.stats
 
-from experiments import parity, plots, report, tables
 from experiments.__main__ import main
 from experiments.evaluation import slope
+from experiments.members import curve
 from experiments.options import as_json
-from experiments.plots import fojo
-from experiments.plots.pool import pooled
-from experiments.plots.style import mean_and_error, plus_minus
+from experiments.show import plots, report, tables
+from experiments.show.plots import fojo
+from experiments.show.plots.pool import pooled
+from experiments.show.plots.style import mean_and_error, plus_minus
 from experiments.smoothing import best, solved_at
-from experiments.sweep import curve, taus
+from experiments.sweep import taus
+from experiments.tasks import parity
 
 SMALL = {
     "parity": ("--bits", "4"),

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import report
 from experiments.__main__ import main
+from experiments.show import report
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = "--preset cpu --hidden 4 --batch-size 4 --max-steps 3 --loop scan".split()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import actjax
-from actjax.plan import Plan
+from actjax._loop.plan import Plan
 from tests import reference
 
 B, T, D, H, M = 5, 4, 3, 6, 7

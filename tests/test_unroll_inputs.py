@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import actjax
-from actjax.plan import make_plan
+from actjax._loop.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LOOPS = ("scan", "while")
@@ -84,7 +84,8 @@ MODELS = {
 def test_the_networks_take_their_weight_gradients_in_large_products(kind, cell, monkeypatch):
     plans = []
     monkeypatch.setattr(
-        "actjax.loops.make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1]
+        "actjax._loop.adaptive.make_plan",
+        lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1],
     )
     jax.eval_shape(lambda model: model(jnp.ones((8, 20, 3)))[1], MODELS[kind](cell))
     assert [plan.late is not None for plan in plans] == [True]

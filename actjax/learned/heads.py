@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax.checks import check_choice
+from actjax._checks import check_choice
 from actjax.halting import halting_weights
 from actjax.learned.elbo import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from actjax.checks import check_positive
+from actjax._checks import check_positive
 from actjax.learned.features import as_tree, coordinates
 from actjax.learned.heads import Head, global_features
 from actjax.learned.network import CoordinatewiseLSTM, LSTMState

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax.checks import check_choice, check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.learned.features import PREPROCESS
 
 

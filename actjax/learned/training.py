@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax.checks import check_positive
+from actjax._checks import check_positive
 from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family

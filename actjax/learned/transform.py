@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax.checks import check_choice, check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.learned.features import as_tree, coordinates
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
 from actjax.learned.network import CoordinatewiseLSTM, LSTMState

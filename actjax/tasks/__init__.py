@@ -6,7 +6,6 @@
 from actjax.tasks import addition as addition
 from actjax.tasks import logic as logic
 from actjax.tasks import parity as parity
-from actjax.tasks import prices as prices
 from actjax.tasks import sort as sort
 from actjax.tasks import text as text
 from actjax.tasks.batch import Batch as Batch
@@ -16,7 +15,6 @@ __all__ = [
     "addition",
     "logic",
     "parity",
-    "prices",
     "sort",
     "text",
 ]

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch
-from actjax.tasks.ranges import check_batch_size, check_range
+from actjax.tasks.batch import Batch, check_batch_size, check_range
 
 DIGITS = 5
 INPUT_SIZE = 50

@@ -1,4 +1,4 @@
-"""The record every task's sampler returns."""
+"""What samplers share: the record they return, and the checks of what is drawn."""
 
 from typing import NamedTuple
 
@@ -23,3 +23,19 @@ class Batch(NamedTuple):
     mask: Array
     lengths: Array
     difficulty: Array
+
+
+def check_range(noun: str, low: int, high: int, *, least: int = 1, most: int | None = None):
+    """Raises ValueError unless `least <= min_{noun} = low <= max_{noun} = high <= most`."""
+    if low < least:
+        raise ValueError(f"min_{noun} is {low}; it must be at least {least}")
+    if high < low:
+        raise ValueError(f"max_{noun} is {high}; it must be at least min_{noun} = {low}")
+    if most is not None and high > most:
+        raise ValueError(f"max_{noun} is {high}; it must be at most {most}")
+
+
+def check_batch_size(batch_size: int):
+    """Raises ValueError for an empty batch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch
-from actjax.tasks.ranges import check_batch_size
+from actjax.tasks.batch import Batch, check_batch_size
 
 LAYOUTS = ("prefix", "scattered")
 

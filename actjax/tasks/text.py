@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from actjax.tasks.batch import Batch
-from actjax.tasks.ranges import check_batch_size
+from actjax.tasks.batch import Batch, check_batch_size
 
 SYMBOLS = 256
 ENCODINGS = ("one_hot", "index")

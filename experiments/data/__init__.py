@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from actjax.tasks import prices, text
+from actjax.tasks import text
+from experiments.tasks import prices
 
 EMBEDDED = pathlib.Path(__file__).with_name("enwiki.xml.bz2")
 DAILY_CLOSES = pathlib.Path(__file__).with_name("etf_daily_closes.csv.gz")

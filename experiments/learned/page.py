@@ -5,8 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import markup
 from experiments.learned.figures import NAMES
+from experiments.show import markup
 
 PAPER = {
     "quadratic": "On 20,000 functions with uniform draws the LSTM optimizer's mean loss reaches "

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax.checks import check_positive
+from actjax._checks import check_positive
 from actjax.learned.problems.family import Family
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax.checks import check_choice, check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.learned.problems.family import Family
 
 DRAWS = ("uniform", "gaussian", "mixed")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax.checks import check_positive
+from actjax._checks import check_positive
 from actjax.learned.problems.family import Family
 from actjax.learned.problems.quadratic import conditioned
 

@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax.attention import ATTEND, Attention, transmission
-from actjax.cells import CellStep, Recurrent
-from actjax.checks import check_choice, check_like, check_limits, check_positive
+from actjax._checks import check_choice, check_like, check_limits, check_positive
+from actjax._layers import Layers
+from actjax._loop.rows import cast
+from actjax._unroll import unroll_layers
 from actjax.halting import Ponder, halting_dtype
-from actjax.layers import Layers
-from actjax.rows import cast
-from actjax.unroll import unroll_layers
+from actjax.nn.attention import ATTEND, Attention, transmission
+from actjax.nn.cells import CellStep, Recurrent
 
 COMBINE = ("affine", "mlp")
 

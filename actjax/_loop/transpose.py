@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from actjax.rows import blank, like_inputs
+from actjax._loop.rows import blank, like_inputs
 
 # Arithmetic that costs less to repeat than its result costs to keep.
 _CHEAP = frozenset(

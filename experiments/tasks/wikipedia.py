@@ -12,10 +12,11 @@ import numpy as np
 from actjax import losses, training
 from actjax.tasks import text
 from actjax.tasks.batch import Batch
-from experiments import figures, run
+from experiments import run
 from experiments.data import load_text
 from experiments.network import Network, make_network
 from experiments.options import Options, joined, parse
+from experiments.show import figures
 from experiments.synthetic import Loaded
 
 STRETCH = 120  # characters shown in a figure

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax.checks import check_lengths, check_like, check_positive
+from actjax._checks import check_lengths, check_like, check_positive
+from actjax._loop.rows import blank_padding
 from actjax.halting import halting_dtype
-from actjax.rows import blank_padding
 
 # The layers through which the input enters each of Flax's cells.
 _INPUT_LAYERS = {

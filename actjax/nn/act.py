@@ -10,10 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax.cells import Recurrent
-from actjax.checks import check_choice, check_limits, check_positive
+from actjax._checks import check_choice, check_limits, check_positive
+from actjax._unroll import repeat, unroll
 from actjax.halting import Ponder, halting_dtype
-from actjax.unroll import repeat, unroll
+from actjax.nn.cells import Recurrent
 
 
 class ACT(Recurrent):

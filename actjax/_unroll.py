@@ -2,7 +2,7 @@
 
 `unroll` and `ponder` carry on the mean of an input's states (Graves 2016), `unroll_layers` all of
 them (LFACT 2020), and `repeat` is the baseline that always takes the same number of steps. This
-file says what they mean and refuses what they cannot take; the loops are in `actjax.loops`.
+file says what they mean and refuses what they cannot take; the loops are in `actjax._loop`.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from actjax import checks, loops
+from actjax import _checks as checks
+from actjax._layers import Layers
+from actjax._loop import adaptive, scan
+from actjax._loop.rows import blank_padding
 from actjax.halting import Ponder
-from actjax.layers import Layers
-from actjax.rows import blank_padding
 
 Step = Callable[[Any, Any, Any, jax.Array], tuple[Any, jax.Array]]
 LayerStep = Callable[[Any, Any, Any, Layers, jax.Array], tuple[Any, jax.Array]]
@@ -116,9 +117,11 @@ def unroll(
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
     limits = {"max_steps": max_steps, "epsilon": epsilon}
     if loop == "scan":
-        return loops.masked_scan(step, params, state, xs, lengths, **limits)
+        return scan.masked_scan(step, params, state, xs, lengths, **limits)
     lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
-    return loops.adaptive(step, params, state, xs, lengths, lanes=lanes, segment=segment, **limits)
+    return adaptive.adaptive(
+        step, params, state, xs, lengths, lanes=lanes, segment=segment, **limits
+    )
 
 
 def unroll_layers(
@@ -175,10 +178,10 @@ def unroll_layers(
     n = jax.ShapeDtypeStruct((batch,), jnp.int32)
     checks.check_step(step, params, layers.deepest, x, layers, n)
     if loop == "scan":
-        return loops.masked_scan_layers(step, params, layers, xs, lengths, epsilon=epsilon)
+        return scan.masked_scan_layers(step, params, layers, xs, lengths, epsilon=epsilon)
     lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
     limits = {"max_steps": max_layers, "epsilon": epsilon}
-    return loops.adaptive_layers(
+    return adaptive.adaptive_layers(
         step, params, layers, xs, lengths, lanes=lanes, segment=segment, **limits
     )
 
@@ -205,7 +208,7 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     xs = blank_padding(xs, lengths)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
-    return loops.repeat_scan(step, params, state, xs, lengths, repeats)
+    return scan.repeat_scan(step, params, state, xs, lengths, repeats)
 
 
 def _default_lanes(batch: int, time: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plots.style import PLAIN, THOUSANDS, mean_and_error, mean_curve, plt, save
+from experiments.show.plots.style import PLAIN, THOUSANDS, mean_and_error, mean_curve, plt, save
 
 MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
 

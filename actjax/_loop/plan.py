@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax.checks import check_effects
-from actjax.rows import blank, is_float, like_inputs, per_row
-from actjax.transpose import SplitStep
+from actjax._checks import check_effects
+from actjax._loop.rows import blank, is_float, like_inputs, per_row
+from actjax._loop.transpose import SplitStep
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
 _SEGMENT_BASE = 16

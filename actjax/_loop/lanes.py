@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from actjax._loop.plan import Data, Plan
+from actjax._loop.rows import add, blank, cast, is_float, row_sum, scale, select, zeros
 from actjax.halting import halting_dtype, halting_step, halting_step_transpose
-from actjax.plan import Data, Plan
-from actjax.rows import add, blank, cast, is_float, row_sum, scale, select, zeros
 
 
 class Lanes(NamedTuple):

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from actjax.checks import check_positive
-from actjax.lanes import Lanes, Outputs, advance, emit, no_outputs, start
-from actjax.lfact import LFACT
-from actjax.modules import ACT, Repeat
-from actjax.plan import Data, Plan, flatten, flatten_layers, make_plan
-from actjax.rows import like_inputs, per_row, select
+from actjax._checks import check_positive
+from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, start
+from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
+from actjax._loop.rows import like_inputs, per_row, select
+from actjax.nn.act import ACT, Repeat
+from actjax.nn.lfact import LFACT
 
 
 class Result(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.patches
 import numpy as np
 
-from experiments.plots.style import (
+from experiments.show.plots.style import (
     PLAIN,
     THOUSANDS,
     colors,
@@ -126,7 +126,7 @@ def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 def stretches(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Ponder, loss and entropy along stretches of text (figs. 23, 24)."""
-    from experiments import figures
+    from experiments.show import figures
 
     member = next((m for m in summary["members"] if m["evaluation"].get("stretches")), None)
     if member is None:

@@ -13,17 +13,17 @@ from flax import nnx
 from jax import Array
 
 from actjax import Seq2Seq, training
-from actjax.tasks import prices
-from actjax.tasks.prices import THRESHOLDS
 from actjax.training.metrics import plain, write_atomically
 from actjax.training.sweep import Sweep, stack_states, sweep
-from experiments import forecast, run
+from experiments import run
 from experiments.data import load_prices
 from experiments.ensemble import compact, set_cpu_devices
-from experiments.forecast import Forecaster
 from experiments.network import make_core
 from experiments.options import Options, as_json, check_one_process, parse
-from experiments.plots import lfact
+from experiments.show.plots import lfact
+from experiments.tasks import forecast, prices
+from experiments.tasks.forecast import Forecaster
+from experiments.tasks.prices import THRESHOLDS
 
 SUMMARY = "sweep.json"
 PERIODS = ("train", "validation", "test")

@@ -9,10 +9,10 @@ from typing import Any
 import tyro
 
 from experiments import run
-from experiments.plots import fojo, graves, language, lfact
-from experiments.plots.pool import pooled
+from experiments.show.plots import fojo, graves, language, lfact
+from experiments.show.plots.pool import pooled
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
+RESULTS = pathlib.Path(__file__).parents[2] / "results"
 TASKS = ("parity", "logic", "addition", "sort", "wikipedia")
 TOGETHER = {"finance": lfact.draw}  # tasks whose figures compare the members of all summaries
 

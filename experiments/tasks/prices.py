@@ -26,8 +26,7 @@ import numpy as np
 from jax import Array
 
 from actjax.tasks import text
-from actjax.tasks.batch import Batch
-from actjax.tasks.ranges import check_batch_size
+from actjax.tasks.batch import Batch, check_batch_size
 
 MODES = ("rnn", "seq2seq")
 UNITS = ("rows", "weeks")

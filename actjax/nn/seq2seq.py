@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from actjax.checks import check_lengths, check_positive
+from actjax._checks import check_lengths, check_positive
+from actjax._layers import Layers
 from actjax.halting import Ponder
-from actjax.layers import Layers
 
 
 class Decoded(NamedTuple):

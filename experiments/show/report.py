@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import markup, plots, tables
 from experiments.learned import page
-from experiments.plots import lfact
-from experiments.plots.style import groups, mean_and_error, plus_minus
+from experiments.show import markup, plots, tables
+from experiments.show.plots import lfact
+from experiments.show.plots.style import groups, mean_and_error, plus_minus
 
 # What each paper says of a figure, for the column beside ours.
 PAPER = {

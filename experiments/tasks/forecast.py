@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from actjax import Layers, Ponder, Seq2Seq, f1, losses
+from actjax import Layers, Ponder, Seq2Seq, losses
 from actjax.tasks.batch import Batch
 
 MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
@@ -95,8 +95,8 @@ def layer_loss(network: Forecaster, layers: Layers, batch: Batch, deepest: Array
 def mean_f1(network: Forecaster, batch: Batch) -> Array:
     """Macro-F1, averaged over instruments and prediction steps: float scalar."""
     predictions = network(batch.inputs).logits.argmax(-1)
-    counts = f1.confusion(predictions, batch.targets, batch.mask, classes=network.classes)
-    return f1.f1(counts).mean()
+    counts = losses.confusion(predictions, batch.targets, batch.mask, classes=network.classes)
+    return losses.f1(counts).mean()
 
 
 def measure(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Any]:
@@ -134,9 +134,9 @@ def measure(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Any]:
 @jax.jit
 def _apply(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Array]:
     forecast = network(batch.inputs)
-    score = functools.partial(f1.confusion, classes=network.classes)
+    score = functools.partial(losses.confusion, classes=network.classes)
     predictions = forecast.logits.argmax(-1)
-    scores = f1.f1(score(predictions, batch.targets, batch.mask))  # [S, K]
+    scores = losses.f1(score(predictions, batch.targets, batch.mask))  # [S, K]
     always = jnp.broadcast_to(usual, batch.targets.shape)
     nats = losses.softmax_cross_entropy(
         forecast.logits, batch.targets, batch.mask, over_time="mean"
@@ -147,7 +147,7 @@ def _apply(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Array]:
         "f1_by_instrument": scores.mean(0),
         "accuracy": losses.accuracy(predictions, batch.targets, batch.mask),
         "cross_entropy": nats.mean() / network.instruments,
-        "usual_f1": f1.f1(score(always, batch.targets, batch.mask)).mean(),
+        "usual_f1": losses.f1(score(always, batch.targets, batch.mask)).mean(),
         "usual_accuracy": losses.accuracy(always, batch.targets, batch.mask),
         "ponder": forecast.ponder.cost.mean(),
         "steps": forecast.ponder.steps,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plots.style import PLAIN, mean_and_error, plt, save
+from experiments.show.plots.style import PLAIN, mean_and_error, plt, save
 
 MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
 TASKS = {

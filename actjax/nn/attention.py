@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from actjax.checks import check_choice
+from actjax._checks import check_choice
+from actjax._layers import Layers
+from actjax._loop.rows import blank, like_inputs, row_sum, scale
 from actjax.halting import halting_dtype
-from actjax.layers import Layers
-from actjax.rows import blank, like_inputs, row_sum, scale
 
 ATTEND = ("all", "lower")
 

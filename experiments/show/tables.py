@@ -3,10 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-from experiments import addition, parity
 from experiments.options import as_json
-from experiments.plots import lfact, pool
-from experiments.plots.style import mean_and_error, plus_minus
+from experiments.show.plots import lfact, pool
+from experiments.show.plots.style import mean_and_error, plus_minus
+from experiments.tasks import addition, parity
 
 
 class Row(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plots.style import THOUSANDS, colors, groups, mean_curve, name, plt, save
+from experiments.show.plots.style import THOUSANDS, colors, groups, mean_curve, name, plt, save
 
 
 def act(summary: dict[str, Any], path: pathlib.Path) -> bool:

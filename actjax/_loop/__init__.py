@@ -1,0 +1,1 @@
+"""The loops over ponder steps, the one place that loops; private: `actjax.unroll` is its door."""

@@ -1,0 +1,10 @@
+"""Flax modules: recurrent networks that ponder, and what they are made of."""
+
+from actjax.nn.act import ACT as ACT
+from actjax.nn.act import RNN as RNN
+from actjax.nn.act import Repeat as Repeat
+from actjax.nn.lfact import LFACT as LFACT
+from actjax.nn.seq2seq import Decoded as Decoded
+from actjax.nn.seq2seq import Seq2Seq as Seq2Seq
+
+__all__ = ["ACT", "LFACT", "RNN", "Decoded", "Repeat", "Seq2Seq"]

@@ -1,0 +1,109 @@
+"""What a sweep says of each of its members: the summary that figures and tables are drawn from."""
+
+from typing import Any
+
+import numpy as np
+
+from actjax import training
+from actjax.training.sweep import Sweep
+from experiments import run
+from experiments.options import ADAPTIVE, Options, label
+from experiments.smoothing import best, smooth, solved_at
+
+CURVE_POINTS = 120  # of a learning curve in the summary
+CURVES = (
+    *("accuracy", "smoothed_accuracy", "ponder", "smoothed_ponder", "ponder_steps", "ponder_max"),
+    *("bits_per_character", "loss", "tau", "validation_max"),
+)
+
+
+def member_summary(
+    solved: float, options: Options, result: Sweep, index: int, found: dict[str, Any]
+) -> dict[str, Any]:
+    """What the figures and tables need of one member."""
+    finite = [np.isfinite(result.history[k][:, index]) for k in ("loss", "gradient_norm")]
+    ran = np.logical_and.accumulate(np.all(finite, axis=0))  # until it retired or diverged
+    history = {
+        name: values[ran] if values.ndim == 1 else values[ran, index]
+        for name, values in result.history.items()
+    }
+    act = options.model in ADAPTIVE
+    diverged = bool(result.diverged[index])
+    kept = result.states.extra
+    best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
+    steps = float(history["ponder_steps"][-1]) if ran.any() else None
+    return {
+        "model": group_name(options),
+        "tau": options.tau if act else None,
+        "ponder_budget": options.ponder_budget if act else None,
+        "repeats": options.repeats if options.model == "repeat" else None,
+        "seed": options.seed,
+        "updates": int(result.states.step[index]),
+        "solved_at": solved_at(history["step"], history["accuracy"], solved),
+        "diverged": diverged,
+        "smoothed_accuracy": best(history["accuracy"]),
+        "mean_ponder_steps": float(history["ponder_steps"].mean()) if ran.any() else None,
+        "tau_at_end": float(history["tau"][-1]) if ran.any() else None,
+        "advice": None if diverged else run.advice(options, steps),
+        "curve": curve(history),
+        "best_update": best_update,
+        "evaluation": found,
+    }
+
+
+def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """A learning curve thinned to `CURVE_POINTS`, each the mean of the rows it stands for.
+
+    Accuracy and ponder come a second time, as "smoothed_", filtered over all rows before thinning.
+    """
+    rows = len(history["step"])
+    if not rows:
+        return {"step": []}
+    parts = np.array_split(np.arange(rows), min(rows, CURVE_POINTS))
+    thinned = {"step": [int(history["step"][part[-1]]) for part in parts]}
+    smoothed = {f"smoothed_{name}": smooth(history[name]) for name in ("accuracy", "ponder")}
+    for name, values in (history | smoothed).items():
+        if name in CURVES:
+            thinned[name] = [float(f"{values[part].mean():.5g}") for part in parts]
+    return thinned
+
+
+def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One printed row a member."""
+    return [
+        {
+            "model": member["model"],
+            "tau": "" if member["tau"] is None else f"{member['tau']:g}",
+            "seed": str(member["seed"]),
+            "updates": f"{member['updates']:,}",
+            "solved at": _solved(member),
+            **_error(member["evaluation"]),
+            "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
+            "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
+        }
+        for member in members
+    ]
+
+
+def advice(members: list[dict[str, Any]]) -> list[str]:
+    """What to say of members whose halting is stuck, one sentence for each tau."""
+    return [
+        f"tau {tau:g}: {next(m['advice'] for m in members if m['tau'] == tau and m['advice'])}"
+        for tau in sorted({m["tau"] for m in members if m["advice"]})
+    ]
+
+
+def _solved(member: dict[str, Any]) -> str:
+    if member["diverged"]:
+        return "diverged"
+    return "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
+
+
+def _error(found: dict[str, Any]) -> dict[str, str]:
+    if "error" in found:
+        return {"error rate": f"{found['error']:.4f}"}
+    return {"bits per character": f"{found['bits_per_character']:.4f}"}
+
+
+def group_name(options: Options) -> str:
+    return options.model if options.model in ADAPTIVE else label(options)

@@ -1,0 +1,1 @@
+"""What runs leave behind, shown: figures, tables, the report."""
