@@ -144,7 +144,7 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"step must return (state, halt), got {type(result).__name__}.")
     new_state, halt = result
-    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)  # noqa: E731
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
     before, after = describe(jax.eval_shape(lambda tree: tree, state)), describe(new_state)
     if before != after:
         raise ValueError(

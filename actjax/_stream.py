@@ -201,14 +201,14 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     count, refill = state.served.size, len(lane_of)
     plan, data, read = _loop(model, count, chunk)
     projected = _flatten(model, rows)[1].xs[0]
-    put = lambda leaf, new: leaf.at[lane_of].set(new, mode="drop")  # noqa: E731
+    put = lambda leaf, new: leaf.at[lane_of].set(new, mode="drop")
     inputs = put(state.inputs, projected.reshape(refill, chunk, -1))
     data = data._replace(xs=[inputs.reshape(count * chunk, -1)])
 
     was = state.lanes
     admitted = jnp.zeros(count, bool).at[lane_of].set(True, mode="drop")
     new = jnp.zeros(count, bool).at[lane_of].set(fresh, mode="drop")
-    clear = lambda leaf: jnp.where(per_row(admitted, leaf), 0, leaf)  # noqa: E731
+    clear = lambda leaf: jnp.where(per_row(admitted, leaf), 0, leaf)
     lanes = was._replace(
         position=jnp.where(admitted, jnp.arange(count, dtype=jnp.int32) * chunk, was.position),
         left=put(was.left, length),
@@ -242,7 +242,7 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     handed = jnp.where(done[lane], lane, count)
     # Nothing halts what is only repeated, so there is no remainder.
     remainder = outputs.remainder * (not isinstance(model, Repeat))
-    by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]  # noqa: E731
+    by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
     found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
     served = served.at[handed].set(False, mode="drop")
     return _State(lanes, inputs, outputs, served, i), handed, found

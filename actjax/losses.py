@@ -93,7 +93,7 @@ def over_layers(
     for n in range(layers.states.shape[2] - 1):
         between = mask & (n < layers.count - 1)
         outputs = layers.states[:, :, n]
-        add = lambda total, *arguments: total + loss(*arguments)  # noqa: E731
+        add = lambda total, *arguments: total + loss(*arguments)
         # No read-out of a layer below which no input of the batch went.
         total = lax.cond(between.any(), add, lambda total, *_: total, total, outputs, between)
     return total

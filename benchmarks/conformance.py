@@ -125,8 +125,8 @@ def compare(found: Result, exact: Result) -> dict:
     sum of weights farthest from 1.
     """
     size = max(found.weights.shape[-1], exact.weights.shape[-1])
-    pad = lambda p: np.pad(p, [(0, 0), (0, 0), (0, size - p.shape[-1])])  # noqa: E731
-    apart = lambda name: float(abs(getattr(found, name) - getattr(exact, name)).max())  # noqa: E731
+    pad = lambda p: np.pad(p, [(0, 0), (0, 0), (0, size - p.shape[-1])])
+    apart = lambda name: float(abs(getattr(found, name) - getattr(exact, name)).max())
     sums = found.weights.sum(axis=-1)
     return {
         "steps": apart("steps"),

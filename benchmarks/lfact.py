@@ -51,7 +51,7 @@ def measure(arguments) -> list[dict]:
         "window": arguments.window,
         "over_time": "mean",
     }
-    make = lambda **more: wikipedia.Wikipedia(**options, **more)  # noqa: E731
+    make = lambda **more: wikipedia.Wikipedia(**options, **more)
     contenders = [contender(make(model="rnn"), None)]
     for ponder in PONDERS:
         for limit in LIMITS:

@@ -225,7 +225,7 @@ def report(result: dict):
 
 
 def readable(row: dict) -> dict[str, str]:
-    form = lambda value, spec: "-" if value is None else format(value, spec)  # noqa: E731
+    form = lambda value, spec: "-" if value is None else format(value, spec)
     cells = {"": f"{row['cell']}, {row['case']}, {row['contender']}"}
     for key in ("steps", "remainder", "weights", "outputs", "cost"):
         cells[key] = form(row[key], ".1e")

@@ -115,7 +115,7 @@ def work(arguments):
         local, options, network = make_call(setting, shared=False)
         shared, _, _ = make_call(setting, shared=True)
         floats = sum(leaf.size for leaf in jax.tree.leaves(network))
-        idle = lambda: None  # noqa: E731
+        idle = lambda: None
         calls = {ALONE: idle if jax.process_index() else local, APART: local, TOGETHER: shared}
         calls |= make_sums(floats, SETTINGS[setting][-1])
         turns = {name: [] for name in calls}
@@ -160,7 +160,7 @@ def make_sums(floats: int, times: int) -> dict[str, Callable]:
             return lax.fori_loop(0, times, lambda _, vector: one(vector), vector)
 
         some = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=P(), out_specs=P(sharding.DATA)))
-        call = lambda: jax.block_until_ready(some(vector))  # noqa: E731
+        call = lambda: jax.block_until_ready(some(vector))
         call()
         return call
 

@@ -14,7 +14,7 @@ EPSILON = 0.01
 def slow_rule(halts):
     """N, R and the weights, through the reference's loop over a state that holds nothing."""
     halts = iter(halts)
-    step = lambda state, x, first: (state, next(halts))  # noqa: E731
+    step = lambda state, x, first: (state, next(halts))
     _, n, remainder, weights = reference.ponder_one(
         step, [np.zeros(1)], None, max_steps=12, epsilon=EPSILON
     )

@@ -67,7 +67,7 @@ def run(optimizer, params, gradients, steps=3):
 def reference_lstm(kernel, x, h, c):
     z = kernel @ np.concatenate([x, h, np.ones((1, x.shape[1]))])
     i, f, o, g = np.split(z, 4)
-    sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
+    sigmoid = lambda v: 1 / (1 + np.exp(-v))
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
 
@@ -90,7 +90,7 @@ def test_gates_have_the_derivative_of_their_formula():
         return c, jax.nn.sigmoid(o) * jnp.tanh(c)
 
     z, c = (jax.random.normal(jax.random.key(n), (rows, 5)) for n, rows in ((0, 4 * H), (1, H)))
-    weigh = lambda pair: (pair[0] * 0.7 + pair[1] ** 2).sum()  # noqa: E731
+    weigh = lambda pair: (pair[0] * 0.7 + pair[1] ** 2).sum()
     found, wanted = (
         jax.grad(lambda z, c, f=f: weigh(f(z, c)), argnums=(0, 1))(z, c)
         for f in (lstm_gates, plain)
@@ -307,7 +307,7 @@ def test_a_window_is_full_backpropagation_cut_at_its_start():
 
     (value_1, grad_1), (value_2, grad_2), (value, grad) = gradients(learned)
     np.testing.assert_allclose(value_1 + value_2, value, rtol=1e-5)
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     windows, whole = flat(grad_1) + flat(grad_2), flat(grad)
     cosine = windows @ whole / np.linalg.norm(windows) / np.linalg.norm(whole)
     assert 0.7 < cosine < 0.99999  # the cut costs something, and not everything
@@ -315,7 +315,7 @@ def test_a_window_is_full_backpropagation_cut_at_its_start():
 
 def test_training_learns_and_resumes(tmp_path):
     optimizer = optax.adam(1e-2)
-    make_family = lambda data: FAMILY  # noqa: E731
+    make_family = lambda data: FAMILY
     step = make_meta_step(
         make_family,
         summed_loss(),
@@ -343,7 +343,7 @@ def test_training_learns_and_resumes(tmp_path):
 
 
 def test_a_meta_step_takes_only_states_of_its_own_batch_size():
-    make_family = lambda data: FAMILY  # noqa: E731
+    make_family = lambda data: FAMILY
     step = make_meta_step(make_family, summed_loss(), optax.sgd(0.1), batch_size=8)
     state = init_meta(
         LearnedOptimizer(network(layers=1)), optax.sgd(0.1), make_family, batch_size=4
@@ -365,7 +365,7 @@ def test_a_meta_step_takes_only_states_of_its_own_batch_size():
 )
 def test_halting_is_learned_jointly_or_by_the_head_alone(objective, train_network):
     optimizer = optax.adam(1e-2)
-    make_family = lambda data: regression(2, observations=8, max_condition=5.0)  # noqa: E731
+    make_family = lambda data: regression(2, observations=8, max_condition=5.0)
     step = make_meta_step(
         make_family,
         objective,

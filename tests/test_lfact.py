@@ -124,7 +124,7 @@ def test_gradients_agree_with_finite_differences():
         rng = np.random.default_rng(1)
         direction = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), model)
         along = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
-        moved = lambda size: jax.tree.map(lambda leaf, d: leaf + size * d, model, direction)  # noqa: E731
+        moved = lambda size: jax.tree.map(lambda leaf, d: leaf + size * d, model, direction)
         slope = (value(moved(1e-6), xs, start) - value(moved(-1e-6), xs, start)) / 2e-6
         np.testing.assert_allclose(along, slope, rtol=1e-6)
 
@@ -158,11 +158,11 @@ def test_attention_over_a_single_state_returns_it(masked):
 @pytest.mark.parametrize("masked", [False, True])
 def test_lower_layers_are_all_layers_once_n_reaches_them(masked):
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     attention = Attention(draw(H), draw(H), draw(H), draw(L, H))
     below = Layers(draw(B, L, H), jnp.array([1, 2, 3, 4]))
     query = draw(B, H)
-    give = lambda n, attend: transmission(  # noqa: E731
+    give = lambda n, attend: transmission(
         attention, query, below, jnp.full(B, n), attend=attend, masked=masked
     )
     np.testing.assert_array_equal(give(4, "lower"), give(4, "all"))
@@ -247,8 +247,8 @@ def test_a_model_that_cannot_be_is_refused(options, sentence):
 
 
 def test_layers_that_cannot_be_are_refused():
-    step = lambda params, state, x, below, n: (state, state[:, 0])  # noqa: E731
-    run = lambda layers: actjax.unroll_layers(step, (), layers, XS)  # noqa: E731
+    step = lambda params, state, x, below, n: (state, state[:, 0])
+    run = lambda layers: actjax.unroll_layers(step, (), layers, XS)
     with pytest.raises(ValueError, match="must count between 1 and the limit 3, got 0"):
         run(Layers(jnp.zeros((B, 3, H)), jnp.zeros(B, int)))
     with pytest.raises(ValueError, match="must count 4 integers"):

@@ -128,7 +128,7 @@ def test_bfloat16_computes_halting_in_float32():
 
 
 def test_an_ensemble_is_a_pytree_of_models():
-    make = lambda key: actjax.ACT(5, 6, max_steps=6, halt_bias=-1.0, rngs=nnx.Rngs(key))  # noqa: E731
+    make = lambda key: actjax.ACT(5, 6, max_steps=6, halt_bias=-1.0, rngs=nnx.Rngs(key))
     keys = jax.random.split(jax.random.key(0), 2)
     together = jax.jit(jax.vmap(lambda model: model(XS)[1]))(jax.vmap(make)(keys))
     for i in range(2):
@@ -177,7 +177,7 @@ def test_bad_input_is_refused_in_a_sentence(changed, message):
 
 
 def test_modules_refuse_too():
-    make = lambda **options: actjax.ACT(5, 6, rngs=nnx.Rngs(0), **options)  # noqa: E731
+    make = lambda **options: actjax.ACT(5, 6, rngs=nnx.Rngs(0), **options)
     for options in (dict(max_steps=0), dict(epsilon=2.0), dict(loop="x")):
         with pytest.raises(ValueError, match=next(iter(options))):
             make(**options)

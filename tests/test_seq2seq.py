@@ -52,7 +52,7 @@ def test_padding_changes_nothing(kind):
 @pytest.mark.parametrize("kind", ["act", "lfact"])
 def test_free_running_feeds_the_predictions(kind):
     model = actjax.Seq2Seq(make(kind, 0), make(kind, 1))
-    feed = lambda outputs, key: jnp.cos(outputs[:, :D])  # noqa: E731
+    feed = lambda outputs, key: jnp.cos(outputs[:, :D])
     predictions, decoded = jax.jit(lambda m: m.generate(XS, feed, steps=S))(model)
     state, _, _ = model.encoder(XS)
     fed = jnp.asarray(XS[:, -1])

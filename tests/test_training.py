@@ -292,7 +292,7 @@ def test_without_a_checkpoint_every_any_log_every_will_do(tmp_path):
 
 
 def test_what_a_state_carries_may_be_python_numbers():
-    control = lambda extra, metrics: extra * 0.5  # noqa: E731
+    control = lambda extra, metrics: extra * 0.5
     step = training.make_train_step(
         sample, lambda model, batch, extra: loss_fn(model, batch), OPTIMIZER, control=control
     )

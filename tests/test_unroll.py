@@ -229,7 +229,7 @@ def test_inside_scan_checkpoint_and_forward_over_reverse():
         inner = jax.checkpoint(
             lambda r: loss(w | {"recurrent": r}, state, xs, cell="simple", loop=loop)[0]
         )
-        body = lambda total, _: (total + inner(recurrent * (1 + 1e-3 * total)), None)  # noqa: E731
+        body = lambda total, _: (total + inner(recurrent * (1 + 1e-3 * total)), None)
         return jax.lax.scan(body, 0.0, None, length=2)[0]
 
     grads = [
@@ -248,7 +248,7 @@ def test_what_the_step_closes_over_has_its_gradient():
     w, state, xs = weights("simple"), start("simple"), inputs()
 
     def closed(recurrent, loop):
-        inner = lambda params, *rest: step("simple", params | {"recurrent": recurrent}, *rest)  # noqa: E731
+        inner = lambda params, *rest: step("simple", params | {"recurrent": recurrent}, *rest)
         rest = {name: leaf for name, leaf in w.items() if name != "recurrent"}
         return actjax.unroll(inner, rest, state, xs, max_steps=M, loop=loop)[1][0].sum()
 

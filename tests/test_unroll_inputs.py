@@ -26,7 +26,7 @@ def test_lengths_of_any_integers(dtype, time):
     """Among them those that cannot hold T or a negative number, with lanes served from a queue."""
     lengths = [0, 5, 0, 2]
     given = lengths if dtype is list else np.array(lengths, dtype)
-    run = lambda lengths: actjax.unroll(  # noqa: E731
+    run = lambda lengths: actjax.unroll(
         step, 0.5, jnp.zeros((4, 2)), jnp.ones((4, time, 2)), max_steps=4, lengths=lengths, lanes=2
     )
     _, states, ponder = run(given) if dtype is list else jax.jit(run)(given)
@@ -49,7 +49,7 @@ def by_table(w, state):
 
 def by_recomputation(w, state):
     """Row indices inside a call, which are no part of the trace's own equations."""
-    indexed = lambda w, s: jnp.tanh(w * s * jnp.arange(1.0, len(s) + 1)[:, None])  # noqa: E731
+    indexed = lambda w, s: jnp.tanh(w * s * jnp.arange(1.0, len(s) + 1)[:, None])
     return jax.checkpoint(indexed)(w, jax.lax.stop_gradient(state))
 
 

@@ -57,7 +57,7 @@ def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
     step, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, xs)
     _, outputs = _run(step, weights, state, below, layers.count, xs, lengths, **static)
     length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
-    at_end = lambda leaf: leaf[jnp.arange(batch), length]  # noqa: E731
+    at_end = lambda leaf: leaf[jnp.arange(batch), length]
     final = Layers(unflatten(list(map(at_end, outputs.layers))), at_end(outputs.steps))
     layers, steps, remainder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs[1:]))
     made = Layers(unflatten(layers), steps, unflatten(outputs.states))
@@ -86,7 +86,7 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
         raise TypeError(
             "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
         ) from error
-    by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))  # noqa: E731
+    by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))
     return final, jax.tree.map(by_sequence, outputs)
 
 
@@ -110,8 +110,8 @@ def _adaptive(plan: Plan, floats, others):
 
 def _adaptive_forward(plan: Plan, floats, others):
     """The loop with a record of its last segment, and the registers at the start of each."""
-    is_primal = lambda leaf: hasattr(leaf, "perturbed")  # noqa: E731
-    unwrap = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)  # noqa: E731
+    is_primal = lambda leaf: hasattr(leaf, "perturbed")
+    unwrap = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=is_primal)
     data = join(unwrap(floats), unwrap(others))
     fixed = plan.split.hoist(data.weights)
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
@@ -124,12 +124,12 @@ def _adaptive_forward(plan: Plan, floats, others):
     def one_segment(carry):
         count, _, lanes, outputs, kept, checkpoints = carry
         checkpoints = _write(checkpoints, count, lanes)
-        busy = lambda carry: (carry[0] < plan.segment) & _any(carry[1].left > 0)  # noqa: E731
+        busy = lambda carry: (carry[0] < plan.segment) & _any(carry[1].left > 0)
         j, lanes, outputs, kept = lax.while_loop(busy, iteration, (0, lanes, outputs, kept))
         return count + 1, j, lanes, outputs, kept, checkpoints
 
     lanes = start(plan, data, zero)
-    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)  # noqa: E731
+    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)
     record = Record(lanes.position, lanes.n, lanes.left > 0, lanes.total)
     kept = jax.tree.map(partial(buffer, plan.segment), (record, plan.split.residuals))
     checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
@@ -149,8 +149,8 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     data, outputs, count, j, kept, checkpoints = saved
     fixed = plan.split.hoist(data.weights)
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
-    filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d  # noqa: E731
-    known = lambda d: None if isinstance(d, SymbolicZero) else d  # noqa: E731
+    filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d
+    known = lambda d: None if isinstance(d, SymbolicZero) else d
     d_final, d_outputs = cotangents
     d_states, d_layers = list(map(known, d_outputs.states)), list(map(known, d_outputs.layers))
     back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
@@ -174,7 +174,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
         carry = j, back, kept, pending
         j, back, kept, pending = lax.while_loop(lambda c: c[0] > begin, iteration, carry)
         if plan.late is not None:
-            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)  # noqa: E731
+            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)
             record, residuals = jax.tree.map(cut, kept)
             new = weight_cotangents(plan, data, outputs, record, residuals, pending)
             d_weights = add(d_weights, new)
@@ -213,7 +213,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     d_weights = pending if plan.late is None else d_weights
     d_state = back.initial if plan.queued else back.state
-    first = lambda d: d[:: len(d) // plan.batch]  # noqa: E731
+    first = lambda d: d[:: len(d) // plan.batch]
     d_below = [
         d if given is None else d + first(given)
         for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)
@@ -232,7 +232,7 @@ def _place(cotangents, leaves):
 
 
 def _write(buffers, index, rows):
-    put = lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0)  # noqa: E731
+    put = lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0)
     return jax.tree.map(put, buffers, rows)
 
 

@@ -107,7 +107,7 @@ def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs
     if not plan.layers:
         return outputs
     begin = jnp.arange(plan.batch) * (plan.time + 1)
-    put = lambda leaf, before: leaf.at[begin].set(before.astype(leaf.dtype))  # noqa: E731
+    put = lambda leaf, before: leaf.at[begin].set(before.astype(leaf.dtype))
     layers = list(map(put, outputs.layers, data.below))
     return outputs._replace(layers=layers, steps=put(outputs.steps, data.count))
 
@@ -118,7 +118,7 @@ def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: ja
     if not plan.layers:
         return x
     row = plan.output_row(position) - 1
-    read = lambda leaf: leaf.at[row].get(mode="clip")  # noqa: E731
+    read = lambda leaf: leaf.at[row].get(mode="clip")
     return [*x, *map(read, outputs.layers), read(outputs.steps), n]
 
 
@@ -173,14 +173,14 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
 def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
     """Writes what the lanes that halted have found and, with layers, every lane's new layer."""
     position = jnp.where(emitted.halted, emitted.position, plan.idle)
-    put = lambda leaf, rows: plan.put(leaf, position, rows)  # noqa: E731
+    put = lambda leaf, rows: plan.put(leaf, position, rows)
     states = list(map(put, outputs.states, emitted.states))
     layers = outputs.layers
     if plan.layers:
         row, done = plan.output_row(emitted.position), plan.output_row(position)
-        put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")  # noqa: E731
+        put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")
         layers = list(map(put_layer, layers, emitted.states))
-        put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")  # noqa: E731
+        put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")
     steps, remainder = put(outputs.steps, emitted.n), put(outputs.remainder, emitted.remainder)
     return Outputs(states, layers, steps, remainder)
 
@@ -209,8 +209,8 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
       d_final: cotangents of `final_state`.
       d_states: cotangents of `Outputs.states`, None where there is none.
     """
-    row = lambda count, leaf: blank(zero, (count, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
-    rows = lambda count, leaves: [row(count, leaf) for leaf in leaves]  # noqa: E731
+    row = lambda count, leaf: blank(zero, (count, *leaf.shape[1:]), leaf.dtype)
+    rows = lambda count, leaves: [row(count, leaf) for leaf in leaves]
     d_state, d_initial, d_begin = d_final, [], []
     if plan.layers:
         d_state = rows(plan.lanes, data.state)
@@ -313,7 +313,7 @@ def retreat(
     if plan.queued:
         begun = live & first & (record.position % plan.time == 0)
         at = jnp.where(begun, record.position // plan.time, plan.batch)
-        put = lambda leaf, rows: leaf.at[at].set(rows, mode="drop")  # noqa: E731
+        put = lambda leaf, rows: leaf.at[at].set(rows, mode="drop")
         d_initial, d_begin = list(map(put, d_initial, d_state)), list(map(put, d_begin, d_own))
         d_state = select(begun, zeros(d_state), d_state)
         d_own = select(begun, zeros(d_own), d_own)
@@ -331,10 +331,10 @@ def weight_cotangents(
     plan: Plan, data: Data, outputs: Outputs | None, record: Record, residuals: list, pending: list
 ) -> list:
     """The weights' cotangents, summed over a chunk of iterations, ``[chunk, L, ...]`` each."""
-    flat = lambda tree: jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), tree)  # noqa: E731
+    flat = lambda tree: jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), tree)
     record, residuals, pending = flat((record, residuals, pending))
     if plan.resident:
-        tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))  # noqa: E731
+        tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))
         data = data._replace(xs=list(map(tile, data.xs)))
     x = _inputs(plan, data, outputs, record.position, record.n)
     return plan.late.late(data.weights, residuals, x, record.n == 1, pending)

@@ -101,7 +101,7 @@ def make_plan(
 
     def split_for(rows):
         first = blank(zero, (rows,), bool)
-        like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))  # noqa: E731
+        like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))
         x = [*data.xs, *data.below, data.count, data.count] if layers else data.xs
         return SplitStep(step, data.weights, list(map(like, data.state)), list(map(like, x)), first)
 
@@ -181,7 +181,7 @@ def flatten_layers(step: Callable, params, layers, xs):
 
 def divide(data: Data) -> tuple[Any, Any]:
     """Parts the arrays with gradients from those without."""
-    part = lambda leaves, kind: [leaf if is_float(leaf) == kind else None for leaf in leaves]  # noqa: E731
+    part = lambda leaves, kind: [leaf if is_float(leaf) == kind else None for leaf in leaves]
     floats = part(data.weights, True), data.state, part(data.xs, True), data.below
     others = part(data.weights, False), part(data.xs, False), data.count, data.lengths, data.order
     return floats, others
@@ -191,5 +191,5 @@ def join(floats, others) -> Data:
     """Undoes `divide`."""
     weights, state, xs, below = floats
     other_weights, other_xs, *rest = others
-    pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]  # noqa: E731
+    pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]
     return Data(pair(weights, other_weights), state, pair(xs, other_xs), below, *rest)

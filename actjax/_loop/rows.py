@@ -59,7 +59,7 @@ def like_inputs(*arrays: Any) -> jax.Array:
 
 def vary(tree: Any, zero: jax.Array) -> Any:
     """Lets the arrays vary over devices as `zero` does, where `shard_map` tells them apart."""
-    varies = lambda leaf: getattr(jax.typeof(leaf), "manual_axis_type", None)  # noqa: E731
+    varies = lambda leaf: getattr(jax.typeof(leaf), "manual_axis_type", None)
 
     def varied(leaf):
         if varies(leaf) == varies(zero):

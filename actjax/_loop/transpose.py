@@ -103,7 +103,7 @@ class SplitStep:
 
         It may not where it would draw noise, or count rows, for as many rows as it is given.
         """
-        shapes = lambda split: [(s.shape[1:], s.dtype) for s in split.residuals + split.pending]  # noqa: E731
+        shapes = lambda split: [(s.shape[1:], s.dtype) for s in split.residuals + split.pending]
         return (
             self.by_rows
             and other.by_rows
@@ -192,7 +192,7 @@ class SplitStep:
 
 def _trace(step, weights, state, x, first):
     """Traces the step with its transpose: equations, constants, input and output variables."""
-    is_float = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)  # noqa: E731
+    is_float = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
     def both(weights, state, x, first, d_state, d_halt):
         def call(float_weights, state, float_x):
@@ -212,10 +212,10 @@ def _trace(step, weights, state, x, first):
 
     new_state, halt = jax.eval_shape(step, weights, state, x, first)
     zero = like_inputs(weights, state, x)
-    zeros = lambda like: blank(zero, like.shape, like.dtype)  # noqa: E731
+    zeros = lambda like: blank(zero, like.shape, like.dtype)
     arguments = (weights, state, x, first, [zeros(s) for s in new_state], zeros(halt))
     traced, shapes = jax.make_jaxpr(both, return_shape=True)(*arguments)
-    flat = lambda *leaves: _evaluate_calls(traced.jaxpr, traced.consts, leaves)  # noqa: E731
+    flat = lambda *leaves: _evaluate_calls(traced.jaxpr, traced.consts, leaves)
     inlined = jax.make_jaxpr(flat)(*jax.tree.leaves(arguments))
     jaxpr = inlined.jaxpr
     inputs = _regroup(jaxpr.invars, [weights, state, x, [first], [*new_state, halt]])

@@ -151,7 +151,7 @@ class GroupedLSTM(nnx.Module):
         """One step for all coordinates; see `CoordinatewiseLSTM`."""
         problems = gradient.shape[-1] // sum(self.sizes)
         ends = [problems * sum(self.sizes[: j + 1]) for j in range(len(self.sizes) - 1)]
-        cut = lambda array: jnp.split(array, ends, axis=-1)  # noqa: E731
+        cut = lambda array: jnp.split(array, ends, axis=-1)
         found = []
         for j, network in enumerate(self.networks):
             mine = jax.tree.map(lambda array, j=j: cut(array)[j], (state, gradient, params))

@@ -77,7 +77,7 @@ def _attend_masked(leaf, attention, query, layer, states, count):
     seen = jnp.arange(beta.shape[1]) < count[:, None]
     beta = jnp.where(seen, beta.astype(halting_dtype(beta.dtype)), -jnp.inf)
     alpha = jax.nn.softmax(beta, axis=-1)
-    mean = lambda s: jnp.einsum("rl,rl...->r...", alpha.astype(s.dtype), s)  # noqa: E731
+    mean = lambda s: jnp.einsum("rl,rl...->r...", alpha.astype(s.dtype), s)
     return list(map(mean, states))
 
 
@@ -178,7 +178,7 @@ def _depth(count):
 
 def _for_each(count, body, carry, begin=0):
     """``body(i, carry)`` for the layers i = begin .. count - 1."""
-    step = lambda c: (c[0] + 1, body(*c))  # noqa: E731
+    step = lambda c: (c[0] + 1, body(*c))
     begin = jnp.full_like(count, begin)
     return lax.while_loop(lambda c: c[0] < count, step, (begin, carry))[1]
 

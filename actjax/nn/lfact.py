@@ -78,7 +78,7 @@ class Both(nnx.Module):
         self.transmitted = nnx.Linear(features, out_features, use_bias=False, **options)
 
     def __call__(self, x, y) -> jax.Array:
-        join = lambda tree: jnp.concatenate(jax.tree.leaves(tree), axis=-1)  # noqa: E731
+        join = lambda tree: jnp.concatenate(jax.tree.leaves(tree), axis=-1)
         return self.primary(join(x)) + self.transmitted(join(y))
 
 
@@ -159,7 +159,7 @@ class LFACT(Recurrent):
         self.loop, self.lanes = loop, lanes
         features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
         self.combine = Combine(features, combine, activation, dtype=dtype, rngs=rngs)
-        vector = lambda shape, scale: nnx.Param(scale * rngs.params.normal(shape))  # noqa: E731
+        vector = lambda shape, scale: nnx.Param(scale * rngs.params.normal(shape))
         self.query = vector((hidden_features,), 1.0)
         self.key = vector((hidden_features,), 1.0)
         self.score = vector((max_layers, hidden_features), hidden_features**-0.5)
@@ -173,7 +173,7 @@ class LFACT(Recurrent):
     def as_layers(self, state: Any) -> Layers:
         """A state of the cell, ``[B, hidden_features]`` each, as the only layer of a step."""
         leaves = jax.tree.leaves(state)
-        pad = lambda leaf: jnp.pad(leaf[:, None], ((0, 0), (0, self.max_layers - 1), (0, 0)))  # noqa: E731
+        pad = lambda leaf: jnp.pad(leaf[:, None], ((0, 0), (0, self.max_layers - 1), (0, 0)))
         return Layers(jax.tree.map(pad, state), jnp.ones(leaves[0].shape[0], jnp.int32))
 
     def __call__(self, xs, *, initial_state=None, lengths=None):
@@ -208,7 +208,7 @@ class LFACT(Recurrent):
             loop=self.loop,
             lanes=self.lanes,
         )
-        outputs = lambda states: step.cell.read(states)[1]  # noqa: E731
+        outputs = lambda states: step.cell.read(states)[1]
         layers = Layers(outputs(layers.states), layers.count, outputs(layers.top))
         return final, layers, ponder
 

@@ -62,7 +62,7 @@ class Seq2Seq(nnx.Module):
     """
 
     def __init__(self, encoder: nnx.Module, decoder: nnx.Module):
-        shape = lambda m: jax.tree.map(lambda leaf: leaf.shape, m.initial_state(1))  # noqa: E731
+        shape = lambda m: jax.tree.map(lambda leaf: leaf.shape, m.initial_state(1))
         if shape(encoder) != shape(decoder) or encoder.in_features != decoder.in_features:
             raise ValueError(
                 "decoder must read and carry on what the encoder does, "

@@ -59,7 +59,7 @@ def keep_best(
             better = value > best.score
             return jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best), value
 
-        skip = lambda best: (best, jnp.full_like(best.score, -jnp.inf))  # noqa: E731
+        skip = lambda best: (best, jnp.full_like(best.score, -jnp.inf))
         due = state.step % every == 0
         best, value = lax.cond(due, validate, skip, best._replace(extra=state.extra))
         return state._replace(extra=best), metrics | {"validation_max": value}

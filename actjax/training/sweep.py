@@ -238,9 +238,9 @@ def _make_dispatch(
 
         def in_turn(member):
             state, key, filler = member
-            train = lambda: one_member(state, key, data)  # noqa: E731
+            train = lambda: one_member(state, key, data)
             shapes = jax.eval_shape(train)[1]
-            skip = lambda: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))  # noqa: E731
+            skip = lambda: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
             return lax.cond(filler, skip, train)
 
         return lax.map(in_turn, (states, keys, filler))

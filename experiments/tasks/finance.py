@@ -223,7 +223,7 @@ def fit(
 ) -> Sweep:
     """Trains all `members`, each on its own instance."""
     places = list(ready)
-    stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+    stack = lambda *leaves: jnp.stack(leaves)
     data = jax.tree.map(stack, *((i.train, i.validation) for i in ready.values()))
     instruments = data[0].inputs.shape[-1]
     optimizer = optax.adam(options.learning_rate)

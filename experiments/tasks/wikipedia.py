@@ -190,7 +190,7 @@ def load(options: Wikipedia) -> Loaded:
     for_training, for_others = jax.random.split(jax.random.key(0))
     pieces = text.draw(for_training, options.sequences, text=begin, window=window, apart=False)
     others = text.draw(for_others, 2 * count, text=held_out, window=window, apart=True)
-    batch = lambda chosen: text.as_batch(jnp.asarray(chosen), encoding="index")  # noqa: E731
+    batch = lambda chosen: text.as_batch(jnp.asarray(chosen), encoding="index")
     seen = {"train": batch(pieces[:count]), "validation": batch(others[:count])}
     data = Data(jnp.asarray(pieces), jnp.asarray(others[:count]))
     return Loaded(data, Test(batch(others[count:]), held_out, seen), sha256)
