@@ -127,7 +127,7 @@ def test_matches_the_reference_in_float64(float64, cell, options):
     rng = np.random.default_rng(3)
     for _ in range(3):
         direction = jax.tree.map(lambda a: rng.standard_normal(np.shape(a)), (w, state, xs))
-        moved = lambda h: slow(*jax.tree.map(lambda a, d: a + h * d, (w, state, xs), direction))  # noqa: E731, B023
+        moved = lambda h: slow(*jax.tree.map(lambda a, d: a + h * d, (w, state, xs), direction))  # noqa: B023
         (up, (_, _, steps_up, _)), (down, (_, _, steps_down, _)) = moved(1e-6), moved(-1e-6)
         assert np.array_equal(steps_up, steps) and np.array_equal(steps_down, steps)
         along = sum(
