@@ -12,6 +12,8 @@ from actjax.halting import (
 )
 from actjax.nn import ACT, LFACT, RNN, Decoded, Repeat, Seq2Seq
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ACT",
     "LFACT",
@@ -42,4 +44,4 @@ __all__ = [
 
 
 def __dir__():
-    return __all__
+    return [*__all__, "__version__"]
