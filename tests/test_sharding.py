@@ -57,7 +57,7 @@ def test_four_devices_train_as_one(core):
 
 def test_a_batch_that_devices_cannot_share_is_refused():
     mesh = jax.sharding.AbstractMesh((1, 4), (sharding.MEMBERS, sharding.DATA))
-    with pytest.raises(ValueError, match="batch has 6 rows; 4 devices share it only if"):
+    with pytest.raises(ValueError, match="batch must have rows that 4 devices can share, got 6"):
         sharding.data_parallel(None, mesh)(None, jax.numpy.zeros((6, 2)))
 
 

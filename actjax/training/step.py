@@ -1,5 +1,6 @@
 """One update as a pure function, and many updates in one dispatch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,23 @@ from actjax.training.state import TrainState, as_transformation
 Sample = Callable[[Array, Any], Any]
 # loss_fn(model, batch) -> (scalar, metrics)
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
-# train_step(state, key, data) -> (state, metrics), metrics holding "loss" and "gradient_norm"
+# train_step(state, key, data) -> (state, metrics), metrics holding "loss" and "gradient_norm"; it
+# may have an attribute `finish`, a `Finish`
 TrainStep = Callable[[TrainState, Array, Any], tuple[TrainState, dict[str, Array]]]
+RESERVED = ("step", "seconds", "updates_per_second", "members")  # of rows, beside their metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """What a training step has `fit` and `sweep` do, once, to the state that they return.
+
+    Attributes:
+      due: `step -> bool`, whether there is anything to do after so many updates.
+      run: `(state, data) -> state`.
+    """
+
+    due: Callable[[Array], Array]
+    run: Callable[[TrainState, Any], TrainState]
 
 
 def make_train_step(
@@ -111,6 +127,9 @@ def _checked(result: Any) -> tuple[Array, dict[str, Array]]:
             "loss_fn must return a loss that is a float scalar, "
             f"got {jnp.result_type(loss)} of shape {jnp.shape(loss)}."
         )
+    reserved = sorted(set(RESERVED) & set(result[1]))
+    if reserved:
+        raise ValueError(f"metrics must have other names than a row's own, got {reserved[0]!r}.")
     return result
 
 
@@ -121,7 +140,7 @@ def _check_opt_state(optimizer: optax.GradientTransformation, params: Any, opt_s
     odd = sorted(name for name in fresh.keys() | given.keys() if fresh.get(name) != given.get(name))
     if odd:
         raise ValueError(
-            "state must be one of init_state with the optimizer and the wrt of make_train_step, got "
+            "state must be that of init_state with make_train_step's optimizer and wrt, got "
             f"opt_state{odd[0]} of shape {given.get(odd[0])} instead of {fresh.get(odd[0])}."
         )
 
@@ -155,6 +174,19 @@ def make_chunk(train_step: TrainStep, length: int):
     def run(state: TrainState, key: Array, data: Any):
         state, bad_step, metrics = compiled(hide(state), key, data)
         return show(state), bad_step, metrics
+
+    return run
+
+
+def make_finish(train_step: TrainStep):
+    """`(state, data) -> state`, what is left to do for a state after its last update, or None."""
+    finish = getattr(train_step, "finish", None)
+    if finish is None:
+        return None
+
+    def run(state: TrainState, data: Any):
+        ended = lambda state: hide(finish.run(show(state), data))
+        return lax.cond(finish.due(state.step), ended, lambda state: state, state)
 
     return run
 
