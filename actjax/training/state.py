@@ -1,5 +1,6 @@
 """The record a training run carries from step to step, and all that a checkpoint holds."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -49,12 +50,21 @@ def init_state(
 
 
 def as_transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that takes what others need besides the gradient, and may leave it."""
-    if isinstance(optimizer, optax.MultiSteps):
-        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+    """An optimizer that may be given what others need besides the gradient."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(f"optimizer must be an Optax transformation, got {optimizer!r}.")
-    return optax.with_extra_args_support(optimizer)
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer must be an Optax transformation, got an object of {kind}.")
+    if not isinstance(optimizer, (optax.GradientTransformationExtraArgs, optax.MultiSteps)):
+        return optax.with_extra_args_support(optimizer)
+    parameters = inspect.signature(optimizer.update).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+
+    def update(updates, state, params=None, **extra):
+        known = {name: value for name, value in extra.items() if takes_all or name in names}
+        return optimizer.update(updates, state, params, **known)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def own_state(state: TrainState) -> TrainState:
