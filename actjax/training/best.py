@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from actjax._checks import check_positive
 from actjax.training.partition import hide, show
-from actjax.training.state import TrainState
+from actjax.training.state import TrainState, own_state
 from actjax.training.step import Finish, TrainStep
 
 
@@ -31,8 +31,7 @@ class Best(NamedTuple):
 
 def with_best(state: TrainState) -> TrainState:
     """A fresh training state that `keep_best` can go on with."""
-    # both models are donated, which no buffer can be twice
-    model = show(jax.tree.map(jnp.copy, hide(state.model)))
+    model = show(own_state(state.model))  # both are donated, which no buffer can be twice
     best = Best(state.extra, jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32), model)
     return state._replace(extra=best)
 

@@ -189,7 +189,10 @@ def _check_rows(batch: Any, shards: int):
 
 def _check_alike(leaves: dict[str, Array]):
     for name, leaf in leaves.items():
-        if DATA in getattr(jax.typeof(leaf), "vma", ()):
+        kind = jax.typeof(leaf)
+        # the name depends on JAX's version; under another still, `shard_map` refuses it in its words
+        varying = getattr(getattr(kind, "manual_axis_type", kind), "varying", None)
+        if DATA in (varying or getattr(kind, "vma", None) or ()):
             raise ValueError(
                 f"model{name} must be of a floating-point type, whose mean over devices is taken, "
                 f"or the same on all of them, got {leaf.dtype} written from the rows of a batch."

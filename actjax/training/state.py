@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from actjax.training.partition import check_unshared, hide, split
+from actjax.training.partition import check_unshared, hide, show, split
 
 
 class TrainState(NamedTuple):
@@ -45,7 +45,8 @@ def init_state(
     params, _ = split(model, wrt)
     if not jax.tree.leaves(params):
         raise ValueError(f"wrt must choose at least one floating-point array, got {wrt!r}.")
-    opt_state = as_transformation(optimizer).init(params)
+    # that of some optimizers holds the parameters themselves
+    opt_state = show(own_state(as_transformation(optimizer).init(params)))
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state, extra)
 
 
@@ -67,11 +68,11 @@ def as_transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def own_state(state: TrainState) -> TrainState:
-    """A copy of `state` in buffers of its own, with strong types, safe to donate and to carry."""
+def own_state(tree: Any) -> Any:
+    """A copy in buffers of its own, with strong types, of which `hide` has hidden the functions."""
 
     def own(leaf):
         leaf = jnp.asarray(leaf)  # a Python number has no dtype
         return jnp.array(leaf, dtype=leaf.dtype, copy=True)
 
-    return jax.tree.map(own, hide(state))
+    return jax.tree.map(own, hide(tree))
