@@ -190,7 +190,7 @@ def _check_rows(batch: Any, shards: int):
 def _check_alike(leaves: dict[str, Array]):
     for name, leaf in leaves.items():
         kind = jax.typeof(leaf)
-        # the name depends on JAX's version; under another still, `shard_map` refuses it in its words
+        # the name depends on JAX's version; under a third, `shard_map` refuses it in its words
         varying = getattr(getattr(kind, "manual_axis_type", kind), "varying", None)
         if DATA in (varying or getattr(kind, "vma", None) or ()):
             raise ValueError(
