@@ -215,8 +215,12 @@ def test_one_example_alone_is_the_same_as_in_a_batch(name):
         assert_trees_close(run(w, *one), expected, 1e-6)
 
 
-@pytest.mark.parametrize("rule", [PonderNet(), AtLeast(2, Threshold())], ids=["pondernet", "least"])
-def test_layers_by_any_rule(rule):
+@pytest.mark.parametrize(
+    ("rule", "bias"),
+    [(PonderNet(), 1.0), (AtLeast(2, Threshold()), -0.3)],
+    ids=["pondernet", "at-least"],
+)
+def test_layers_by_any_rule(rule, bias):
     def layer_step(w, state, x, below, n):
         (h, _), halt = step(w, (state + below.deepest, None), x, n == 1)
         return h, halt
@@ -231,7 +235,7 @@ def test_layers_by_any_rule(rule):
         value = (made.states**2).sum() + jnp.sin(final.deepest).sum() + ponder.remainder.sum()
         return value + sum(leaf.sum() for leaf in jax.tree.leaves(ponder.extra)), (made, ponder)
 
-    w = jax.tree.map(np.float32, weights() | {"halt_bias": 1.0})
+    w = jax.tree.map(np.float32, weights() | {"halt_bias": bias})
     runs = [
         jax.jit(jax.value_and_grad(lambda w, loop=loop: total(w, loop), has_aux=True))(w)
         for loop in ("scan", "while")
