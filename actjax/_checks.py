@@ -60,6 +60,11 @@ def check_state(state: Any, batch: int) -> None:
             )
     if not jax.tree.leaves(state):
         raise ValueError("state must hold at least one array of shape [batch, ...], got none.")
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(state)]
+    if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+        raise ValueError(
+            f"state must hold floating-point arrays, through which gradients flow, got {dtypes[0]}."
+        )
 
 
 def check_like(name: str, tree: Any, like: Any) -> None:

@@ -160,7 +160,7 @@ REFUSED = [
     (dict(xs=jnp.zeros((0, 4, 1))), "xs must not be empty"),
     (dict(xs=(X, jnp.zeros((3, 4)))), "xs must agree on the leading axes"),
     (dict(state=jnp.zeros((3, 3))), "state must hold arrays that lead with the batch size 2"),
-    (dict(state=jnp.zeros((2, 3), int)), "step must return a state of the same structure"),
+    (dict(state=jnp.zeros((2, 3), int)), "state must hold floating-point arrays"),
     (dict(state=()), "state must hold at least one array"),
     (dict(step=lambda p, s, x, f: s), "step must return"),
     (dict(step=lambda p, s, x, f: (s[:, :2], s[:, 0])), "step must return a state of the same"),
@@ -225,8 +225,11 @@ def test_more_is_refused_in_a_sentence():
         actjax.ponder(step, (), STATE, 1.0, max_steps=3)
     with pytest.raises(ValueError, match="step must return a state of the same"):
         actjax.repeat(lambda p, s, x, f: (s[:, :2], s[:, 0]), (), STATE, X, repeats=2)
-    with pytest.raises(ValueError, match="step must return a state of the same structure"):
+    with pytest.raises(ValueError, match="floating-point arrays, through which gradients flow"):
         actjax.repeat(step, (), STATE.astype(int), X, repeats=2)
+    with pytest.raises(ValueError, match="layers must hold floating-point states"):
+        mixed = actjax.Layers((jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int)), jnp.ones(2, int))
+        actjax.unroll_layers(lambda p, s, x, b, n: (s, s[0][:, 0]), (), mixed, X)
     with pytest.raises(ValueError, match="epsilon must be"):
         actjax.halting_weights(jnp.ones(3), epsilon=2.0)
     with pytest.raises(ValueError, match=r"halts must have shape \[..., M\]"):
