@@ -3,7 +3,7 @@
 from actjax import budget, halting, learned, losses, nn, tasks, training
 from actjax._layers import Layers
 from actjax._stream import Result, stream, stream_batch
-from actjax._unroll import ponder, repeat, unroll, unroll_layers
+from actjax._unroll import LayerStep, Step, ponder, repeat, unroll, unroll_layers
 from actjax.halting import (
     HaltingWeights,
     Ponder,
@@ -20,11 +20,13 @@ __all__ = [
     "RNN",
     "Decoded",
     "HaltingWeights",
+    "LayerStep",
     "Layers",
     "Ponder",
     "Repeat",
     "Result",
     "Seq2Seq",
+    "Step",
     "budget",
     "halting",
     "halting_step",

@@ -9,9 +9,16 @@ import numpy as np
 
 def check_limits(max_steps: int, epsilon: float) -> None:
     check_positive("max_steps", max_steps)
-    number = isinstance(epsilon, (int, float, np.integer, np.floating))
-    if not number or not 0 < epsilon < 1:
-        raise ValueError(f"epsilon must be a number strictly between 0 and 1, got {epsilon!r}.")
+    check_number("epsilon", epsilon, 0, 1)
+
+
+def check_number(name: str, value: Any, low: float, high: float, *, include_low=False) -> None:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if include_low and number and value == low:
+        return
+    if not number or not low < value < high:
+        kind = f"between {low} (included) and" if include_low else f"strictly between {low} and"
+        raise ValueError(f"{name} must be a number {kind} {high}, got {value!r}.")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -44,20 +51,20 @@ def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
 
 
 def check_state(state: Any, batch: int) -> None:
-    """Checks that `state` holds floating-point arrays ``[batch, ...]``: they have gradients."""
+    """Checks that `state` holds arrays ``[batch, ...]``."""
     for leaf in jax.tree.leaves(state):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != batch:
             raise ValueError(
                 f"state must hold arrays that lead with the batch size {batch}, "
                 f"got shape {jnp.shape(leaf)}."
             )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(
-                "state must hold floating-point arrays, through which gradients flow, "
-                f"got {jnp.result_type(leaf)}."
-            )
     if not jax.tree.leaves(state):
         raise ValueError("state must hold at least one array of shape [batch, ...], got none.")
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(state)]
+    if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+        raise ValueError(
+            f"state must hold floating-point arrays, through which gradients flow, got {dtypes[0]}."
+        )
 
 
 def check_like(name: str, tree: Any, like: Any) -> None:
@@ -74,6 +81,12 @@ def check_layers(layers: Any, batch: int) -> int:
     if not leaves or count is None:
         raise ValueError(f"layers must be a Layers record, got {type(layers).__name__}.")
     check_state(layers.states, batch)
+    for leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                "layers must hold floating-point states, through which gradients flow, "
+                f"got {jnp.result_type(leaf)}."
+            )
     shapes = [jnp.shape(leaf) for leaf in leaves]
     if any(len(shape) < 2 or shape[1] != shapes[0][1] for shape in shapes) or shapes[0][1] < 1:
         raise ValueError(
@@ -156,3 +169,36 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:
         raise ValueError(
             f"step must return one float halting probability a row, of shape {rows}, got {halt}."
         )
+
+
+def check_rule(rule: Any, state: Any) -> None:
+    """Checks what the methods of `rule` return against its contract, without running them."""
+    missing = [name for name in ("mean", "start", "decide", "update") if not hasattr(rule, name)]
+    if missing:
+        raise ValueError(f"rule must have {', '.join(missing)} as a Rule does, got {rule!r}.")
+    try:
+        jax.tree.broadcast(rule.mean, state)
+    except ValueError:
+        raise ValueError(
+            "rule must have a mean that is a bool or a tree of bools that the state begins with, "
+            f"{jax.tree.structure(state)}, got {rule.mean!r}."
+        ) from None
+    halt, n = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    before = jax.eval_shape(rule.start, halt)
+    last = jax.eval_shape(rule.decide, before, n, halt)
+    if getattr(last, "shape", None) != (2,) or last.dtype != bool:
+        raise ValueError(f"rule must decide by one bool a row, got {last}.")
+    after, weight, extra = jax.eval_shape(rule.update, before, n, halt, last)
+    if describe(after) != describe(before):
+        raise ValueError(
+            "rule must update its registers to the structure, shapes and dtypes they started with, "
+            f"{describe(before)}, got {describe(after)}."
+        )
+    if weight.shape != (2,) or not jnp.issubdtype(weight.dtype, jnp.floating):
+        raise ValueError(f"rule must give one float weight a row, got {weight}.")
+    for leaf in jax.tree.leaves((before, extra)):
+        if leaf.shape[:1] != (2,) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"rule must hold and tell floats that lead with the row axis, got {leaf}."
+            )

@@ -24,7 +24,8 @@ from jax import Array, lax
 from actjax._checks import check_positive
 from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, start
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
-from actjax._loop.rows import like_inputs, per_row, select
+from actjax._loop.rows import averaged, like_inputs, per_row, select
+from actjax.halting import FixedSteps, Graves
 from actjax.nn.act import ACT, Repeat
 from actjax.nn.lfact import LFACT
 
@@ -208,12 +209,13 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     was = state.lanes
     admitted = jnp.zeros(count, bool).at[lane_of].set(True, mode="drop")
     new = jnp.zeros(count, bool).at[lane_of].set(fresh, mode="drop")
+    fresh_registers = plan.rule.start(jnp.zeros(count, plan.halt_dtype))
     clear = lambda leaf: jnp.where(per_row(admitted, leaf), 0, leaf)
     lanes = was._replace(
         position=jnp.where(admitted, jnp.arange(count, dtype=jnp.int32) * chunk, was.position),
         left=put(was.left, length),
         n=clear(was.n),  # idle lanes ponder on, to no effect
-        total=clear(was.total),
+        registers=select(admitted, fresh_registers, was.registers),
         mean=jax.tree.map(clear, was.mean),
         state=select(new, data.state, was.state),
     )
@@ -240,7 +242,7 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
-    # Nothing halts what is only repeated, so there is no remainder.
+    # Nothing halts what is only repeated: `Repeat` has no remainder.
     remainder = outputs.remainder * (not isinstance(model, Repeat))
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
     found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
@@ -264,7 +266,7 @@ def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted
 def _loop(model, lanes: int, chunk: int):
     """The plan of a loop over `lanes` chunks, its arrays with blank inputs, and how outputs are
     read from the leaves of its states."""
-    flat, data, read = _flatten(model, jnp.zeros((lanes, chunk, model.in_features)))
+    flat, data, means, read = _flatten(model, jnp.zeros((lanes, chunk, model.in_features)))
     limits = {ACT: "max_steps", LFACT: "max_layers", Repeat: "repeats"}
     limit = next(getattr(model, name) for kind, name in limits.items() if isinstance(model, kind))
     plan = make_plan(
@@ -274,24 +276,34 @@ def _loop(model, lanes: int, chunk: int):
         time=chunk,
         lanes=lanes,
         max_steps=limit,
-        epsilon=getattr(model, "epsilon", 0.01),
+        rule=_rule(model),
+        averaged=means,
         segment=None,
     )
     return plan, data, read
 
 
+def _rule(model):
+    if isinstance(model, Repeat):
+        return FixedSteps(model.repeats)
+    return Graves(model.epsilon) if model.rule is None else model.rule
+
+
 def _flatten(model, xs):
-    """The model's step on flat lists, the loop's arrays, and how outputs are read."""
+    """The model's step on flat lists, the loop's arrays, which leaves leave their mean behind, and
+    how outputs are read."""
     rows, chunk = xs.shape[:2]
     if isinstance(model, LFACT):
         step, params, layers, inputs = model.prepare_layers(xs)
         step, cell, count = dataclasses.replace(step, masked=False), step.cell, layers.count
         flat, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, inputs)
+        means = (False,) * len(state)
     else:
         cell, params, state, inputs = model.prepare(xs, None, getattr(model, "halt", None))
+        means = averaged(_rule(model).mean, state)
         flat, weights, state, xs, unflatten = flatten(cell, params, state, inputs)
         below, count = [], None
     xs = [leaf.reshape(rows * chunk, *leaf.shape[2:]) for leaf in xs]
     none, order = jnp.zeros(rows, jnp.int32), jnp.arange(rows, dtype=jnp.int32)
     data = Data(weights, state, xs, below, count, none, order)
-    return flat, data, lambda states: cell.read(unflatten(states))[1]
+    return flat, data, means, lambda states: cell.read(unflatten(states))[1]

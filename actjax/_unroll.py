@@ -5,8 +5,7 @@ them (LFACT 2020), and `repeat` is the baseline that always takes the same numbe
 file says what they mean and refuses what they cannot take; the loops are in `actjax._loop`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,84 @@ from actjax import _checks as checks
 from actjax._layers import Layers
 from actjax._loop import adaptive, scan
 from actjax._loop.rows import blank_padding
-from actjax.halting import Ponder
+from actjax.halting import Graves, Ponder, Rule
 
-Step = Callable[[Any, Any, Any, jax.Array], tuple[Any, jax.Array]]
-LayerStep = Callable[[Any, Any, Any, Layers, jax.Array], tuple[Any, jax.Array]]
+
+class Step(Protocol):
+    """One ponder step for any number of rows, as `unroll`, `ponder` and `repeat` call it.
+
+    Rows must not interact, and a row's result must not depend on its place among them or on their
+    number, as noise drawn for all rows does: what belongs to a row, a PRNG key of its own or its
+    index, goes into x or the state. A read-out that is not linear belongs into the state, so that
+    its mean is taken. Under ``loop="while"`` a step may have no effects, as `jax.debug.print` has.
+
+    >>> def step(params, state, x, first):  # a cell without a read-out; halts by its first unit
+    ...     h, n = state
+    ...     n = jnp.where(first, 1, n + 1)  # integers are carried along, without a gradient
+    ...     h = jnp.tanh(params * h + x)
+    ...     return (h, n), jax.nn.sigmoid(h[:, 0])
+    >>> state = jnp.zeros((3, 4)), jnp.zeros(3, int)
+    >>> (h, n), record = ponder(step, 0.5, state, jnp.ones((3, 4)), max_steps=10)
+    >>> n, record.steps
+    (Array([2, 2, 2], dtype=int32), Array([2, 2, 2], dtype=int32))
+    """
+
+    def __call__(
+        self, params: Any, state: Any, x: Any, first: jax.Array, /
+    ) -> tuple[Any, jax.Array]:
+        """Takes a step.
+
+        Args:
+          params: any pytree, as it was given.
+          state: pytree of ``[rows, ...]``.
+          x: pytree of ``[rows, ...]``, the inputs at work.
+          first: bool ``[rows]``, whether it is the first step at the input (n = 1, eq 3).
+
+        Returns:
+          ``(state, halt)``: the state of the same structure, shapes and dtypes, and the halting
+          probabilities, float ``[rows]`` in [0, 1] (eq 5).
+        """
+        ...
+
+
+class LayerStep(Protocol):
+    """One ponder step that looks at the layers of the input before, as `unroll_layers` calls it.
+
+    What `Step` says of rows holds here too.
+    """
+
+    def __call__(
+        self, params: Any, state: Any, x: Any, below: Layers, n: jax.Array, /
+    ) -> tuple[Any, jax.Array]:
+        """Makes a layer.
+
+        Args:
+          params, state, x: as in `Step`; the state is of floats.
+          below: the layers of the input before, its states ``[rows, L, ...]``.
+          n: int32 ``[rows]``, 1 for the first layer.
+
+        Returns:
+          ``(state, halt)``: as in `Step`.
+        """
+        ...
 
 
 def ponder(
-    step: Step, params, state, x, *, max_steps: int, epsilon: float = 0.01, loop: str = "while"
+    step: Step,
+    params,
+    state,
+    x,
+    *,
+    max_steps: int,
+    epsilon: float = 0.01,
+    rule: Rule | None = None,
+    loop: str = "while",
+    lanes: int | None = None,
 ) -> tuple[Any, Ponder]:
     """Ponders one input: `unroll` over a sequence of length 1.
 
     Args:
-      step, params, state, max_steps, epsilon, loop: as in `unroll`.
+      step, params, state, max_steps, epsilon, rule, loop, lanes: as in `unroll`.
       x: pytree of arrays ``[B, ...]``, the input.
 
     Returns:
@@ -42,10 +106,9 @@ def ponder(
     """
     checks.check_rows("x", x, 1)
     xs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], x)
-    final, _, record = unroll(
-        step, params, state, xs, max_steps=max_steps, epsilon=epsilon, loop=loop
-    )
-    return final, Ponder(record.steps[:, 0], record.remainder[:, 0])
+    limits = {"max_steps": max_steps, "epsilon": epsilon, "rule": rule}
+    final, _, record = unroll(step, params, state, xs, **limits, loop=loop, lanes=lanes)
+    return final, jax.tree.map(lambda leaf: leaf[:, 0], record)
 
 
 def unroll(
@@ -56,6 +119,7 @@ def unroll(
     *,
     max_steps: int,
     epsilon: float = 0.01,
+    rule: Rule | None = None,
     lengths=None,
     loop: str = "while",
     lanes: int | None = None,
@@ -71,17 +135,17 @@ def unroll(
 
     Args:
       step: one ponder step for any number of rows, ``(params, state, x, first) -> (state, halt)``:
-        state and x lead with the row axis, first is bool ``[rows]`` (n = 1, eq 3), halt is float
-        ``[rows]`` in (0, 1) (eq 5). Rows must not interact, and a row's result must not depend on
-        its place among them or on their number, as noise drawn for all rows does: what belongs to
-        a row, a key of its own or its index, goes into xs or the state. A read-out that is not
-        linear belongs into the state, so that its mean is taken. Under ``loop="while"`` it may
-        have no effects, as `jax.debug.print` has.
+        see `Step`.
       params: any pytree.
-      state: pytree of float arrays ``[B, ...]``, the state before the first input.
+      state: pytree of arrays ``[B, ...]``, the state before the first input. Integers, booleans
+        and PRNG keys in it are carried along: they leave their last value behind, no mean, and
+        have no gradient.
       xs: pytree of arrays ``[B, T, ...]``.
-      max_steps: M, the limit on steps at one input (eq 13).
-      epsilon: how far below 1 the halting probabilities may sum (eq 7).
+      max_steps: M, the limit on steps at one input (eq 13), whatever the rule.
+      epsilon: how far below 1 the halting probabilities may sum (eq 7), for Graves' rule.
+      rule: when an input's steps end, and what weights they have: a `halting.Rule`, which takes the
+        place of ``halting.Graves(epsilon)``. Its `mean` says what an input leaves behind, the mean
+        of its states or the last.
       lengths: int ``[B]``, the inputs of each sequence that are real, 0 to T; all by default. What
         lies beyond costs nothing and has zeros for output.
       loop: "while" (cost follows the steps taken) or "scan" (fixed cost, the reference).
@@ -93,7 +157,8 @@ def unroll(
 
     Returns:
       ``(final_state, states, ponder)``: the state after each sequence's last input ``[B, ...]``,
-      after every input ``[B, T, ...]``, and the `Ponder` record ``[B, T]``.
+      after every input ``[B, T, ...]`` (zeros, or keys of zeros, where padded), and the `Ponder`
+      record ``[B, T]``.
 
     Raises:
       ValueError: an argument is of the wrong rank, size or range; said before any compilation.
@@ -112,16 +177,19 @@ def unroll(
     checks.check_state(state, batch)
     params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
+    rule = _checked(rule, epsilon, state)
     xs = blank_padding(xs, lengths)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
-    limits = {"max_steps": max_steps, "epsilon": epsilon}
+    step, state, read = _without_keys(step, state)
+    arguments = step, params, state, xs, lengths
     if loop == "scan":
-        return scan.masked_scan(step, params, state, xs, lengths, **limits)
-    lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
-    return adaptive.adaptive(
-        step, params, state, xs, lengths, lanes=lanes, segment=segment, **limits
-    )
+        final, states, record = scan.masked_scan(*arguments, max_steps=max_steps, rule=rule)
+    else:
+        lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
+        options = {"max_steps": max_steps, "rule": rule, "lanes": lanes, "segment": segment}
+        final, states, record = adaptive.adaptive(*arguments, **options)
+    return read(final), read(states), record
 
 
 def unroll_layers(
@@ -131,6 +199,7 @@ def unroll_layers(
     xs,
     *,
     epsilon: float = 0.01,
+    rule: Rule | None = None,
     lengths=None,
     loop: str = "while",
     lanes: int | None = None,
@@ -145,9 +214,8 @@ def unroll_layers(
 
     Args:
       step: one ponder step for any number of rows, ``(params, state, x, below, n) ->
-        (state, halt)``: `below` is a `Layers` record of the input before, its states
-        ``[rows, L, ...]``; n is int ``[rows]``, 1 for the first layer; the rest as in `unroll`.
-      params, xs, epsilon, lengths, loop, lanes, segment: as in `unroll`.
+        (state, halt)``: see `LayerStep`.
+      params, xs, epsilon, rule, lengths, loop, lanes, segment: as in `unroll`.
       layers: what the first input finds below: states ``[B, L, ...]``, count int ``[B]``, 1 to L.
         L, the places there are, is the limit on layers at one input.
 
@@ -177,10 +245,11 @@ def unroll_layers(
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     n = jax.ShapeDtypeStruct((batch,), jnp.int32)
     checks.check_step(step, params, layers.deepest, x, layers, n)
+    rule = _checked(rule, epsilon, layers.deepest)
     if loop == "scan":
-        return scan.masked_scan_layers(step, params, layers, xs, lengths, epsilon=epsilon)
+        return scan.masked_scan_layers(step, params, layers, xs, lengths, rule=rule)
     lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
-    limits = {"max_steps": max_layers, "epsilon": epsilon}
+    limits = {"max_steps": max_layers, "rule": rule}
     return adaptive.adaptive_layers(
         step, params, layers, xs, lengths, lanes=lanes, segment=segment, **limits
     )
@@ -208,7 +277,40 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     xs = blank_padding(xs, lengths)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
-    return scan.repeat_scan(step, params, state, xs, lengths, repeats)
+    step, state, read = _without_keys(step, state)
+    final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, repeats)
+    return read(final), read(states), steps
+
+
+def _checked(rule: Rule | None, epsilon: float, state) -> Rule:
+    if rule is None:
+        return Graves(epsilon)
+    checks.check_rule(rule, state)
+    return rule
+
+
+def _without_keys(step: Step, state):
+    """A step whose PRNG keys in the state are the integers they are made of, that state, and the
+    way back."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if not any(map(is_key, jax.tree.leaves(state))):
+        return step, state, lambda state: state
+    impls = [jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in jax.tree.leaves(state)]
+
+    def opened(state):
+        return jax.tree.map(lambda s: jax.random.key_data(s) if is_key(s) else s, state)
+
+    def read(state):
+        leaves, tree = jax.tree.flatten(state)
+        pairs = zip(leaves, impls, strict=True)
+        wrap = lambda s, impl: s if impl is None else jax.random.wrap_key_data(s, impl=impl)
+        return tree.unflatten([wrap(*pair) for pair in pairs])
+
+    def taken(params, state, x, first):
+        new, halt = step(params, read(state), x, first)
+        return opened(new), halt
+
+    return taken, opened(state), read
 
 
 def _default_lanes(batch: int, time: int) -> int:

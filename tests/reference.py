@@ -1,21 +1,55 @@
 """ACT straight from the equations, in NumPy float64: one example, one input, one step at a time."""
 
+import math
+
 import numpy as np
 
 
-def ponder_one(step, state, x, *, max_steps, epsilon):
+def graves(halts, epsilon):
+    """Whether the last of these is an input's last, and the weights if so (eqs 6 to 8)."""
+    return sum(halts) >= 1 - epsilon, [*halts[:-1], 1 - sum(halts[:-1])]
+
+
+def pondernet(halts, epsilon):
+    """The same by Banino et al. 2021: p^n = h^n prod (1 - h^k), the last with what is left."""
+    left = [math.prod(1 - h for h in halts[:k]) for k in range(len(halts) + 1)]
+    weights = [h * before for h, before in zip(halts, left, strict=False)]
+    return 1 - left[-1] > 1 - epsilon, [*weights[:-1], left[-2]]
+
+
+def threshold(halts, level):
+    return halts[-1] > level, [0.0] * (len(halts) - 1) + [1.0]
+
+
+def fixed(halts, steps):
+    return len(halts) >= steps, [0.0] * (len(halts) - 1) + [1.0]
+
+
+def at_least(steps, rule):
+    """`rule` for halts that are 0 before a minimum of steps."""
+
+    def later(halts, setting):
+        done, weights = rule([h * (n + 1 >= steps) for n, h in enumerate(halts)], setting)
+        return done and len(halts) >= steps, weights
+
+    return later
+
+
+def divergence(weights, prior):
+    """KL of the weights to a geometric prior."""
+    return sum(p * math.log(p / (prior * (1 - prior) ** n)) for n, p in enumerate(weights) if p > 0)
+
+
+def ponder_one(step, state, x, *, max_steps, epsilon, rule=graves):
     """One input of one example: ``(mean_state, N, R, weights)`` (Graves 2016, eqs 3 to 9, 13)."""
-    states, halts = [], []
-    while len(halts) < max_steps:
+    states, halts, done = [], [], False
+    while not done and len(halts) < max_steps:
         state, halt = step(state, x, first=not halts)
         states.append(state)
         halts.append(halt)
-        if sum(halts) >= 1 - epsilon:
-            break
-    remainder = 1 - sum(halts[:-1])
-    weights = [*halts[:-1], remainder]
+        done, weights = rule(halts, epsilon)
     mean = [sum(p * s[i] for p, s in zip(weights, states, strict=True)) for i in range(len(state))]
-    return mean, len(halts), remainder, weights
+    return mean, len(halts), weights[-1], weights
 
 
 def unroll(step, states, xs, *, max_steps, epsilon, lengths=None):

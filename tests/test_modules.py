@@ -227,6 +227,9 @@ def test_more_is_refused_in_a_sentence():
         actjax.repeat(lambda p, s, x, f: (s[:, :2], s[:, 0]), (), STATE, X, repeats=2)
     with pytest.raises(ValueError, match="floating-point arrays, through which gradients flow"):
         actjax.repeat(step, (), STATE.astype(int), X, repeats=2)
+    with pytest.raises(ValueError, match="layers must hold floating-point states"):
+        mixed = actjax.Layers((jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int)), jnp.ones(2, int))
+        actjax.unroll_layers(lambda p, s, x, b, n: (s, s[0][:, 0]), (), mixed, X)
     with pytest.raises(ValueError, match="epsilon must be"):
         actjax.halting_weights(jnp.ones(3), epsilon=2.0)
     with pytest.raises(ValueError, match=r"halts must have shape \[..., M\]"):

@@ -73,6 +73,30 @@ def test_weights_that_meet_what_differs_by_row_have_their_gradients(term):
     np.testing.assert_allclose(grads[1], grads[0], rtol=1e-5)
 
 
+def by_division(w, state):
+    return jnp.log(w * jax.lax.stop_gradient(state))
+
+
+def by_a_power(w, state):
+    return (w * jax.lax.stop_gradient(state)) ** -1
+
+
+@pytest.mark.parametrize("term", [by_division, by_a_power])
+def test_rows_that_were_never_written_give_no_nan(term):
+    """The late product takes a whole chunk of iterations' rows, of which the last may be blank."""
+
+    def divides(w, state, x, first):
+        state = 2 + jnp.tanh(x + term(w, state))
+        return state, jax.nn.sigmoid(state[:, 0])
+
+    def total(w, loop):
+        arguments = jnp.full((4, 3), 2.0), jnp.ones((4, 2, 3))
+        return actjax.unroll(divides, w, *arguments, max_steps=5, lanes=4, loop=loop)[1].sum()
+
+    grads = [jax.jit(jax.grad(lambda w, loop=loop: total(w, loop)))(0.3) for loop in LOOPS]
+    np.testing.assert_allclose(grads[1], grads[0], rtol=1e-5)
+
+
 MODELS = {
     "act": lambda cell: actjax.ACT(3, 8, cell=cell, max_steps=4, rngs=nnx.Rngs(0)),
     "lfact": lambda cell: actjax.LFACT(3, 8, cell=cell, max_layers=4, rngs=nnx.Rngs(0)),

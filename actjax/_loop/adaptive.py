@@ -40,28 +40,30 @@ from actjax._loop.lanes import (
     weight_cotangents,
 )
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
-from actjax._loop.rows import add, blank, is_float, like_inputs, vary
+from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
 from actjax.halting import Ponder, halting_dtype
 
 
 def adaptive(step, params, state, xs, lengths, **static):
     """The ``while`` loop of `actjax.unroll`; `static` as `make_plan` takes it."""
+    static["averaged"] = averaged(static["rule"].mean, state)
     step, weights, state, xs, unflatten = flatten(step, params, state, xs)
     final, outputs = _run(step, weights, state, [], None, xs, lengths, **static)
-    return unflatten(final), unflatten(outputs.states), Ponder(outputs.steps, outputs.remainder)
+    return unflatten(final), unflatten(outputs.states), Ponder(*outputs[2:])
 
 
 def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
     """The ``while`` loop of `actjax.unroll_layers`; `static` as `make_plan` takes it."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     step, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, xs)
+    static["averaged"] = (False,) * len(state)
     _, outputs = _run(step, weights, state, below, layers.count, xs, lengths, **static)
     length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
     at_end = lambda leaf: leaf[jnp.arange(batch), length]
     final = Layers(unflatten(list(map(at_end, outputs.layers))), at_end(outputs.steps))
-    layers, steps, remainder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs[1:]))
-    made = Layers(unflatten(layers), steps, unflatten(outputs.states))
-    return final, made, Ponder(steps, remainder)
+    layers, *ponder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs[1:]))
+    made = Layers(unflatten(layers), ponder[0], unflatten(outputs.states))
+    return final, made, Ponder(*ponder)
 
 
 def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
@@ -130,7 +132,7 @@ def _adaptive_forward(plan: Plan, floats, others):
 
     lanes = start(plan, data, zero)
     buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)
-    record = Record(lanes.position, lanes.n, lanes.left > 0, lanes.total)
+    record = Record(lanes.position, lanes.n, lanes.left > 0, lanes.registers)
     kept = jax.tree.map(partial(buffer, plan.segment), (record, plan.split.residuals))
     checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
     carry = 0, 0, lanes, no_outputs(plan, data, lanes, zero), kept, checkpoints
@@ -139,8 +141,14 @@ def _adaptive_forward(plan: Plan, floats, others):
     else:
         carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
     count, j, lanes, outputs, kept, checkpoints = carry
+    if plan.late is not None and not plan.late.finite_at_zero:
+        # The last chunk is filled up with rows that give no NaN by cotangents of zero.
+        row = _read(kept, j - 1)
+        unfilled = lambda carry: carry[0] % plan.chunk != 0
+        fill = lambda carry: (carry[0] + 1, _write(carry[1], carry[0], row))
+        _, kept = lax.while_loop(unfilled, fill, (j, kept))
     result = final_state(plan, data, lanes, outputs), outputs
-    read_again = outputs._replace(remainder=None) if plan.layers else None
+    read_again = outputs._replace(remainder=None, extra=None) if plan.layers else None
     return result, (data, read_again, count, j, kept, checkpoints)
 
 
@@ -152,9 +160,12 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d
     known = lambda d: None if isinstance(d, SymbolicZero) else d
     d_final, d_outputs = cotangents
-    d_states, d_layers = list(map(known, d_outputs.states)), list(map(known, d_outputs.layers))
+    d_final, d_states = _of_floats(d_final, data.state), _of_floats(d_outputs.states, data.state)
+    d_states, d_layers = list(map(known, d_states)), list(map(known, d_outputs.layers))
     back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
-    d_outputs = Outputs(d_states, d_layers, None, filled(d_outputs.remainder))
+    is_blank = lambda d: isinstance(d, SymbolicZero)
+    told = jax.tree.map(filled, (d_outputs.remainder, d_outputs.extra), is_leaf=is_blank)
+    d_outputs = Outputs(d_states, d_layers, None, *told)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
@@ -213,6 +224,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     d_weights = pending if plan.late is None else d_weights
     d_state = back.initial if plan.queued else back.state
+    d_state = _place(d_state, data.state)
     first = lambda d: d[:: len(d) // plan.batch]
     d_below = [
         d if given is None else d + first(given)
@@ -223,6 +235,12 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
 
 _adaptive.defvjp(_adaptive_forward, _adaptive_backward, symbolic_zeros=True)
+
+
+def _of_floats(cotangents, leaves):
+    """The cotangents of the leaves that have one; none where none are given."""
+    pairs = zip(cotangents, leaves, strict=bool(cotangents))
+    return [d for d, leaf in pairs if is_float(leaf)]
 
 
 def _place(cotangents, leaves):

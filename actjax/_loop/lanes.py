@@ -5,14 +5,14 @@ from its record. Rows never meet, so an idle lane may compute what it likes: not
 written, and no cotangent enters it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from actjax._loop.plan import Data, Plan
-from actjax._loop.rows import add, blank, cast, is_float, row_sum, scale, select, zeros
-from actjax.halting import halting_dtype, halting_step, halting_step_transpose
+from actjax._loop.rows import add, blank, cast, floats, is_float, merge, scale, select, zeros
+from actjax.halting import halting_dtype
 
 
 class Lanes(NamedTuple):
@@ -21,9 +21,9 @@ class Lanes(NamedTuple):
     position: jax.Array  # int32 [lanes], the input at work: sequence * T + t
     left: jax.Array  # int32 [lanes], inputs left in the sequence, this one included; 0: idle
     n: jax.Array  # int32 [lanes], ponder steps taken at this input
-    total: jax.Array  # float [lanes], h^1 + ... + h^n
+    registers: Any  # [lanes, ...] floats, the halting rule's own
     state: list  # [lanes, ...], s^n
-    mean: list  # [lanes, ...], p^1 s^1 + ... + p^n s^n; empty with layers
+    mean: list  # [lanes, ...], p^1 s^1 + ... + p^n s^n of those in `Plan.averaged`
     taken: jax.Array  # int32, sequences taken from the queue
 
 
@@ -33,7 +33,7 @@ class Record(NamedTuple):
     position: jax.Array  # int32 [lanes]; `Plan.idle` where a lane was idle
     n: jax.Array  # int32 [lanes]
     last: jax.Array  # bool [lanes], n = N
-    weight: jax.Array  # float [lanes], p^n
+    registers: Any  # [lanes, ...] floats, the rule's before this step
 
 
 class Outputs(NamedTuple):
@@ -43,10 +43,11 @@ class Outputs(NamedTuple):
     input before left behind.
     """
 
-    states: list  # [B * T, ...] mean-field states; with layers the deepest, s^N
+    states: list  # [B * T, ...], the leaves' means or last values; with layers the deepest, s^N
     layers: list  # [rows, L, ...], s^1 .. s^N; empty without layers
     steps: jax.Array  # int32 [rows]
     remainder: jax.Array  # float [rows]
+    extra: Any  # [rows, ...] floats, what else the rule tells
 
 
 class Emitted(NamedTuple):
@@ -54,17 +55,18 @@ class Emitted(NamedTuple):
 
     position: jax.Array  # int32 [lanes], the input at work; `Plan.idle` where a lane was idle
     halted: jax.Array  # bool [lanes], whether it is done with
-    states: list  # [lanes, ...], the mean-field state; with layers s^n
+    states: list  # [lanes, ...], what is left behind if n = N; with layers s^n
     n: jax.Array  # int32 [lanes]
-    remainder: jax.Array  # float [lanes]
+    remainder: jax.Array  # float [lanes], p^n
+    extra: Any  # [lanes, ...] floats
 
 
 class Cotangents(NamedTuple):
-    """The registers of the lanes on their way back."""
+    """The registers of the lanes on their way back; only floats have any."""
 
+    registers: Any  # [lanes, ...], of the rule's
     state: list  # [lanes, ...], of s^n
     mean: list  # [lanes, ...], of the mean-field state of the input at work
-    last_weight: jax.Array  # float [lanes], of p^N there
     x: list  # [lanes, ...], of the input at work, so far
     xs: list  # [B * T, ...], of the inputs done
     initial: list  # [B, ...], of the initial states of the sequences done; only with a queue
@@ -82,27 +84,42 @@ def start(plan: Plan, data: Data, zero: jax.Array) -> Lanes:
         position=sequence * plan.time,
         left=data.lengths[sequence],
         n=blank(zero, (plan.lanes,), jnp.int32),
-        total=blank(zero, (plan.lanes,), halting_dtype(plan.split.halt_dtype)),
+        registers=plan.rule.start(blank(zero, (plan.lanes,), plan.halt_dtype)),
         state=state,
-        mean=[] if plan.layers else _blank_mean(state, zero),
+        mean=_blank_mean(plan, floats(state), zero),
         taken=zero.astype(jnp.int32) + plan.lanes,
     )
 
 
-def _blank_mean(state: list, zero: jax.Array) -> list:
-    return [blank(zero, leaf.shape, halting_dtype(leaf.dtype)) for leaf in state]
+def _averaged(plan: Plan, leaves: list) -> list:
+    return [leaf for leaf, is_mean in zip(leaves, plan.averaged, strict=True) if is_mean]
+
+
+def _with_averaged(plan: Plan, leaves: list, others: list) -> list:
+    """The leaves with `others` in the places of those that leave their mean."""
+    others, flags = iter(others), zip(leaves, plan.averaged, strict=True)
+    return [next(others) if is_mean else leaf for leaf, is_mean in flags]
+
+
+def _blank_mean(plan: Plan, state: list, zero: jax.Array) -> list:
+    return [blank(zero, s.shape, halting_dtype(s.dtype)) for s in _averaged(plan, state)]
 
 
 def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs:
     rows = plan.output_rows
+    halt = jax.ShapeDtypeStruct((plan.lanes,), plan.halt_dtype)
+    n, last = (jax.ShapeDtypeStruct(halt.shape, dtype) for dtype in (jnp.int32, bool))
+    _, remainder, extra = jax.eval_shape(plan.rule.update, lanes.registers, n, halt, last)
+    like = lambda leaf: blank(zero, (rows, *leaf.shape[1:]), leaf.dtype)
     outputs = Outputs(
         [blank(zero, (plan.idle, *leaf.shape[1:]), leaf.dtype) for leaf in lanes.state],
         [
             blank(zero, (rows, *below.shape[1:]), leaf.dtype)
             for below, leaf in zip(data.below, lanes.state, strict=bool(data.below))
         ],
-        steps=blank(zero, (rows,), jnp.int32),
-        remainder=blank(zero, (rows,), lanes.total.dtype),
+        steps=like(lanes.n),
+        remainder=like(remainder),
+        extra=jax.tree.map(like, extra),
     )
     if not plan.layers:
         return outputs
@@ -131,21 +148,19 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     n = lanes.n + 1
     x = _inputs(plan, data, outputs, lanes.position, n)
     new, halt, residuals = plan.split.forward(fixed, lanes.state, x, n == 1)
-    halt = halt.astype(lanes.total.dtype)
-    weight, last = halting_step(
-        halt, lanes.total, n, max_steps=plan.max_steps, epsilon=plan.epsilon
-    )
-    if plan.layers:
-        mean, result = [], new
-    else:
-        mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(lanes.mean, new, strict=True)]
-        result = cast(mean, new)
+    halt = halt.astype(plan.halt_dtype)
+    last = plan.rule.decide(lanes.registers, n, halt) | (n >= plan.max_steps)
+    before = lanes.registers, floats(lanes.state), lanes.mean
+    (registers, state, mean), told = _update(plan, before, floats(new), halt, n, last, live)
+    result, remainder, extra = told
     halted = last & live
 
-    record = Record(jnp.where(live, lanes.position, plan.idle), n, last, weight)
-    emitted = Emitted(record.position, halted, result, n, weight)
+    record = Record(jnp.where(live, lanes.position, plan.idle), n, last, lanes.registers)
+    emitted = Emitted(record.position, halted, merge(new, result), n, remainder, extra)
 
-    state = select(live, new if plan.layers else select(last, result, new), lanes.state)
+    pairs = zip(new, lanes.state, strict=True)
+    state = merge([a if is_float(a) else select(live, a, b) for a, b in pairs], state)
+
     position = lanes.position + halted.astype(jnp.int32)
     left = lanes.left - halted.astype(jnp.int32)
     taken = lanes.taken
@@ -162,12 +177,36 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
         position,
         left,
         n=jnp.where(last, 0, n),
-        total=jnp.where(last, 0, lanes.total + halt),
+        registers=registers,
         state=state,
-        mean=select(last, zeros(mean), mean),
+        mean=mean,
         taken=taken,
     )
     return lanes, emitted, record, residuals
+
+
+def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[tuple, tuple]:
+    """What a step makes of a lane's registers, and what it has to tell.
+
+    `retreat` transposes it in the first three arguments. It is linear in the states and the means.
+
+    Args:
+      before: ``(registers, state, mean)`` as in `Lanes`, of the state only the floats.
+      new, halt: what the step gave, the floats.
+      n, last, live: int and bools ``[lanes]``.
+
+    Returns:
+      ``((registers, state, mean), (result, p^n, extra))``.
+    """
+    registers, state, mean = before
+    registers, weight, extra = plan.rule.update(registers, n, halt, last)
+    terms = _averaged(plan, new)
+    mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
+    result = _with_averaged(plan, new, cast(mean, terms))
+    state = select(live, select(last, result, new) if mean else new, state)
+    start = plan.rule.start(jnp.zeros_like(halt))
+    registers = select(last, start, registers)
+    return (registers, state, select(last, zeros(mean), mean)), (result, weight, extra)
 
 
 def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
@@ -181,8 +220,9 @@ def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
         put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")
         layers = list(map(put_layer, layers, emitted.states))
         put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")
-    steps, remainder = put(outputs.steps, emitted.n), put(outputs.remainder, emitted.remainder)
-    return Outputs(states, layers, steps, remainder)
+    told = outputs.steps, outputs.remainder, outputs.extra
+    told = jax.tree.map(put, told, (emitted.n, emitted.remainder, emitted.extra))
+    return Outputs(states, layers, *told)
 
 
 def final_state(plan: Plan, data: Data, lanes: Lanes, outputs: Outputs) -> list:
@@ -206,15 +246,16 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
     """The registers before the last iteration is undone, and the cotangents of the output states.
 
     Args:
-      d_final: cotangents of `final_state`.
-      d_states: cotangents of `Outputs.states`, None where there is none.
+      d_final: cotangents of the floats of `final_state`.
+      d_states: cotangents of the floats of `Outputs.states`, None where there is none.
     """
     row = lambda count, leaf: blank(zero, (count, *leaf.shape[1:]), leaf.dtype)
     rows = lambda count, leaves: [row(count, leaf) for leaf in leaves]
+    state = floats(data.state)
     d_state, d_initial, d_begin = d_final, [], []
     if plan.layers:
-        d_state = rows(plan.lanes, data.state)
-        d_initial = rows(plan.batch, data.state) if plan.queued else []
+        d_state = rows(plan.lanes, state)
+        d_initial = rows(plan.batch, state) if plan.queued else []
         d_begin = rows(plan.batch, data.below) if plan.queued else []
     elif plan.queued:  # the final states were read from the outputs
         last = _last_input(plan, data)
@@ -223,11 +264,12 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
         d_states = [d.at[last].add(f, mode="drop") for d, f in zip(d_states, d_final, strict=True)]
         d_initial = select(data.lengths > 0, zeros(d_final), d_final)
         d_state = rows(plan.lanes, d_final)
-    xs = [leaf for leaf in data.xs if is_float(leaf)]
+    xs = floats(data.xs)
+    registers = plan.rule.start(blank(zero, (plan.lanes,), plan.halt_dtype))
     back = Cotangents(
+        registers=zeros(registers),
         state=d_state,
-        mean=[] if plan.layers else _blank_mean(d_state, zero),
-        last_weight=blank(zero, (plan.lanes,), halting_dtype(plan.split.halt_dtype)),
+        mean=_blank_mean(plan, d_state, zero),
         x=[] if plan.resident else rows(plan.lanes, xs),
         xs=rows(plan.idle, xs),
         initial=d_initial,
@@ -252,7 +294,7 @@ def retreat(
 
     Args:
       outputs: what the loop wrote; only with layers.
-      d_outputs: cotangents of the outputs; None for a state or layer that has none.
+      d_outputs: cotangents of the outputs' floats; None for a state or layer that has none.
       record, residuals: as `advance` gave them.
       back: the registers after the iterations that came later.
 
@@ -263,42 +305,42 @@ def retreat(
     live = record.position < plan.idle
     first = record.n == 1
     x = _inputs(plan, data, outputs, record.position, record.n)
-    new, recovered = plan.split.recover(fixed, residuals, x, first)
-    row = plan.output_row(record.position)
-    arrived = [None if d is None else plan.take(d, record.position) for d in d_outputs.states]
+    halt, terms, recovered = plan.split.recover(fixed, residuals, x, first)
+    halted = record.last & live
 
-    if plan.layers:
-        # Every state is a layer of its own, and carried on; the last is the deepest too.
+    # What arrives from the outputs, at the rows that the iteration wrote.
+    d_result = [None if d is None else plan.take(d, record.position) for d in d_outputs.states]
+    d_result = [d if d is None else select(halted, d, jnp.zeros_like(d)) for d in d_result]
+    row = plan.output_row(record.position)
+    if plan.layers:  # every state is a layer of its own
         lane = jnp.arange(plan.lanes)
-        d_new = add(back.state, [d[lane, record.n - 1] for d in back.own])
+        own = [d[lane, record.n - 1] for d in back.own]
         given = [
             None if d is None else d.at[row, record.n - 1].get(mode="clip")
             for d in d_outputs.layers
         ]
-        d_new = _add_known(d_new, given)
-        d_new = _add_known(d_new, [None if d is None else scale(record.last, d) for d in arrived])
-        d_mean, d_last = [], back.last_weight
-        d_weight = jnp.zeros_like(d_last)
-        d_cost = d_outputs.remainder.at[row].get(mode="clip")
+        d_result = _add_known(_add_known(own, given), d_result)
+        d_result = select(live, d_result, zeros(d_result))
+        read = lambda d: d.at[row].get(mode="clip")
     else:
-        # What was carried on after the last step was the mean; it went to the output too.
-        d_carried = _add_known(back.state, arrived)
-        d_mean = select(record.last, cast(d_carried, back.mean), back.mean)
-        d_weight = sum(
-            row_sum(m * s.astype(m.dtype)).astype(record.weight.dtype)
-            for m, s in zip(d_mean, new, strict=True)
-        )
-        d_last = jnp.where(record.last, d_weight, back.last_weight)
-        carried = select(record.last, zeros(back.state), back.state)
-        d_new = add(carried, [scale(record.weight, m) for m in d_mean])
-        d_cost = plan.take(d_outputs.remainder, record.position)
-    d_halt = halting_step_transpose(d_weight, d_last, d_cost, record.last)
-    d_new = select(live, d_new, zeros(d_new))
+        d_result = [b if d is None else d for d, b in zip(d_result, zeros(back.state), strict=True)]
+        read = lambda d: plan.take(d, record.position)
+    d_told = jax.tree.map(read, (d_outputs.remainder, d_outputs.extra))
+    d_told = select(halted, d_told, zeros(d_told))
+
+    # Linear in the states and the means: any values of theirs do where none are kept.
+    update = lambda *given: _update(plan, *given, record.n, record.last, live)
+    given = record.registers, back.state, back.mean
+    new = _with_averaged(plan, back.state, terms)
+    _, transpose = jax.vjp(update, given, new, halt.astype(plan.halt_dtype))
+    d_before = back.registers, back.state, back.mean
+    d_before, d_new, d_halt = transpose((d_before, (d_result, *d_told)))
+    d_registers, d_idle, d_mean = d_before
     d_before, dx, pending = plan.split.backward(
         recovered, d_new, jnp.where(live, d_halt, 0), with_weights=plan.late is None
     )
 
-    d_state = select(live, d_before, back.state)
+    d_state = select(live, d_before, d_idle)
     d_x, d_xs, d_initial, d_own, d_below, d_begin = back[3:]
     dx, d_looked_at = dx[: len(d_xs)], dx[len(d_xs) :]
     if plan.layers:
@@ -317,8 +359,8 @@ def retreat(
         d_initial, d_begin = list(map(put, d_initial, d_state)), list(map(put, d_begin, d_own))
         d_state = select(begun, zeros(d_state), d_state)
         d_own = select(begun, zeros(d_own), d_own)
-    registers = d_state, d_mean, d_last, d_x, d_xs, d_initial, d_own, d_below, d_begin
-    return Cotangents(*registers), pending
+    rest = d_x, d_xs, d_initial, d_own, d_below, d_begin
+    return Cotangents(d_registers, d_state, d_mean, *rest), pending
 
 
 def _add_known(sums: list, others: list) -> list:

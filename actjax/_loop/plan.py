@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from actjax._checks import check_effects
 from actjax._loop.rows import blank, is_float, like_inputs, per_row
 from actjax._loop.transpose import SplitStep
+from actjax.halting import Rule, halting_dtype
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
 _SEGMENT_BASE = 16
@@ -36,6 +37,8 @@ class Plan:
 
     Attributes:
       split: the step of one iteration, `lanes` rows.
+      rule: when an input's steps end, and with what weights.
+      averaged: which of the state's floats leave their mean behind; the others leave their last.
       layers: whether inputs leave all their states behind, for the next input's steps to look at.
       late: the step of `chunk` iterations' rows at once; None if the step does not allow it, and
         weight cotangents are added up at every iteration.
@@ -45,15 +48,20 @@ class Plan:
 
     split: SplitStep
     late: SplitStep | None
+    rule: Rule
+    averaged: tuple[bool, ...]
     layers: bool
     batch: int
     time: int
     lanes: int
     max_steps: int
-    epsilon: float
     chunk: int
     segment: int
     segments: int
+
+    @property
+    def halt_dtype(self) -> jnp.dtype:
+        return halting_dtype(self.split.halt_dtype)
 
     @property
     def idle(self) -> int:
@@ -92,18 +100,20 @@ class Plan:
 
 
 def make_plan(
-    step: Callable, data: Data, *, batch, time, lanes, max_steps, epsilon, segment
+    step: Callable, data: Data, *, batch, time, lanes, max_steps, rule, averaged, segment
 ) -> Plan:
     """Traces the step and settles how much is kept at a time."""
-
     layers = data.count is not None
+    pairs = zip(averaged, data.state, strict=True)
+    averaged = tuple(is_mean for is_mean, leaf in pairs if is_float(leaf))
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
 
     def split_for(rows):
         first = blank(zero, (rows,), bool)
         like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))
         x = [*data.xs, *data.below, data.count, data.count] if layers else data.xs
-        return SplitStep(step, data.weights, list(map(like, data.state)), list(map(like, x)), first)
+        state = list(map(like, data.state))
+        return SplitStep(step, data.weights, state, list(map(like, x)), first, read=averaged)
 
     split = split_for(lanes)
     bound = time * max_steps
@@ -125,8 +135,8 @@ def make_plan(
         else:
             late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
-    static = batch, time, lanes, max_steps, epsilon, chunk, segment, segments
-    return Plan(split, late, layers, *static)
+    static = batch, time, lanes, max_steps, chunk, segment, segments
+    return Plan(split, late, rule, averaged, layers, *static)
 
 
 def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, list, Callable]:
@@ -182,14 +192,14 @@ def flatten_layers(step: Callable, params, layers, xs):
 def divide(data: Data) -> tuple[Any, Any]:
     """Parts the arrays with gradients from those without."""
     part = lambda leaves, kind: [leaf if is_float(leaf) == kind else None for leaf in leaves]
-    floats = part(data.weights, True), data.state, part(data.xs, True), data.below
-    others = part(data.weights, False), part(data.xs, False), data.count, data.lengths, data.order
+    with_both = data.weights, data.state, data.xs
+    floats = *(part(leaves, True) for leaves in with_both), data.below
+    others = *(part(leaves, False) for leaves in with_both), data.count, data.lengths, data.order
     return floats, others
 
 
 def join(floats, others) -> Data:
     """Undoes `divide`."""
-    weights, state, xs, below = floats
-    other_weights, other_xs, *rest = others
+    *with_floats, below = floats
     pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]
-    return Data(pair(weights, other_weights), state, pair(xs, other_xs), below, *rest)
+    return Data(*map(pair, with_floats, others[:3]), below, *others[3:])

@@ -11,6 +11,23 @@ def is_float(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def floats(leaves: Sequence) -> list:
+    """The leaves that have gradients."""
+    return [leaf for leaf in leaves if is_float(leaf)]
+
+
+def merge(leaves: Sequence, of_floats: Sequence) -> list:
+    """`leaves` with others in the places of its floats."""
+    rest = iter(of_floats)
+    return [next(rest) if is_float(leaf) else leaf for leaf in leaves]
+
+
+def averaged(mean: Any, state: Any) -> tuple[bool, ...]:
+    """Which leaves of a state leave their mean behind; `mean` as a `Rule` has it."""
+    flags, leaves = jax.tree.leaves(jax.tree.broadcast(mean, state)), jax.tree.leaves(state)
+    return tuple(bool(flag) and is_float(leaf) for flag, leaf in zip(flags, leaves, strict=True))
+
+
 def per_row(values: jax.Array, leaf: jax.Array) -> jax.Array:
     """`values`, one a row, shaped to go with the rows of `leaf`."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - 1))

@@ -1,12 +1,14 @@
 """The reference loops: a fixed number of steps an input, masked, differentiable every way."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from actjax._layers import Layers
-from actjax._loop.rows import blank, cast, like_inputs, scale, select, vary, zeros
-from actjax.halting import Ponder, halting_dtype, halting_step
+from actjax._loop.rows import averaged, blank, cast, like_inputs, scale, select, vary, zeros
+from actjax.halting import Ponder, halting_dtype
 
 
 def repeat_scan(step, params, state, xs, lengths, repeats: int):
@@ -29,8 +31,9 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
     return state, jax.tree.map(_swap, states), _swap(jnp.where(live, jnp.int32(repeats), 0))
 
 
-def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
+def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
     """The reference of `actjax.unroll`."""
+    means = averaged(rule.mean, state)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
@@ -41,31 +44,70 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
         x, live = inputs
 
         def one_step(carry, n):
-            current, mean, total, steps, remainder, running = carry
-            new, halt = step(params, current, x, jnp.broadcast_to(n == 1, running.shape))
-            halt = halt.astype(dtype)
-            weight, last = halting_step(halt, total, n, max_steps=max_steps, epsilon=epsilon)
-            weight = jnp.where(running, weight, 0)
-            mean = jax.tree.map(lambda m, s: m + scale(weight, s.astype(m.dtype)), mean, new)
-            steps = steps + running.astype(jnp.int32)
-            remainder = jnp.where(running & last, weight, remainder)
-            total = total + jnp.where(running, halt, 0)
-            return (new, mean, total, steps, remainder, running & ~last), None
+            current, mean, halting = carry
+            n = jnp.broadcast_to(n, live.shape)
+            new, halt = step(params, current, x, n == 1)
+            running = halting.running
+            halting, weight = _halt(rule, halting, n, halt.astype(dtype), max_steps)
+            # Where a row has stopped, a leaf that leaves its last value keeps it.
+            before, new = jax.tree.leaves(current), jax.tree.leaves(new)
+            triples = zip(before, new, means, strict=True)
+            kept = [b if m else select(running, b, a) for a, b, m in triples]
+            terms = [leaf for leaf, is_mean in zip(new, means, strict=True) if is_mean]
+            mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
+            return (tree.unflatten(kept), mean, halting), None
 
-        total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
-        mean = jax.tree.map(lambda s: blank(zero, s.shape, halting_dtype(s.dtype)), state)
-        carry = (state, mean, total, steps, total, live)
+        leaves, tree = jax.tree.flatten(state)
+        terms = [leaf for leaf, is_mean in zip(leaves, means, strict=True) if is_mean]
+        mean = [blank(zero, s.shape, halting_dtype(s.dtype)) for s in terms]
+        carry = state, mean, _start(rule, live, blank(zero, live.shape, dtype))
         carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
-        _, mean, _, steps, remainder, _ = carry
-        new = cast(mean, state)
-        return select(live, new, state), (select(live, new, zeros(new)), steps, remainder)
+        last, mean, halting = carry
+        mean = iter(cast(mean, terms))
+        last = zip(jax.tree.leaves(last), means, strict=True)
+        new = tree.unflatten([next(mean) if is_mean else leaf for leaf, is_mean in last])
+        return select(live, new, state), (select(live, new, zeros(new)), halting[1:4])
 
     state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
-    states, steps, remainder = jax.tree.map(_swap, outputs)
-    return state, states, Ponder(steps, remainder)
+    states, ponder = jax.tree.map(_swap, outputs)
+    return state, states, Ponder(*ponder)
 
 
-def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
+class _Halting(NamedTuple):
+    """How far the rows are at an input."""
+
+    registers: Any  # the rule's
+    steps: jax.Array
+    remainder: jax.Array
+    extra: Any
+    running: jax.Array
+
+
+def _start(rule, live, zero) -> _Halting:
+    registers = rule.start(zero)
+    n = zero.astype(jnp.int32)
+    _, weight, extra = jax.eval_shape(rule.update, registers, n, zero, live)
+    like = lambda leaf: blank(zero.ravel()[:1].sum(), leaf.shape, leaf.dtype)
+    return _Halting(registers, n, like(weight), jax.tree.map(like, extra), live)
+
+
+def _halt(rule, halting: _Halting, n, halt, max_steps: int) -> tuple[_Halting, jax.Array]:
+    """The rule applied to step n: how far the rows are then, and p^n, 0 where they had stopped."""
+    registers, steps, remainder, extra, running = halting
+    last = rule.decide(registers, n, halt) | (n >= max_steps)
+    after, weight, told = rule.update(registers, n, halt, last)
+    remainder, extra = select(running & last, (weight, told), (remainder, extra))
+    halting = _Halting(
+        registers=select(running, after, registers),
+        steps=steps + running.astype(jnp.int32),
+        remainder=remainder,
+        extra=extra,
+        running=running & ~last,
+    )
+    return halting, jnp.where(running, weight, 0)
+
+
+def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
     """The reference of `actjax.unroll_layers`."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     max_layers = jax.tree.leaves(layers.states)[0].shape[1]
@@ -79,33 +121,25 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
         x, live = inputs
 
         def one_step(carry, n):
-            current, states, total, steps, remainder, running = carry
-            row_n = jnp.broadcast_to(n, running.shape)
+            current, states, halting = carry
+            row_n = jnp.broadcast_to(n, live.shape)
             new, halt = step(params, current, x, before, row_n)
-            halt = halt.astype(dtype)
-            weight, last = halting_step(halt, total, n, max_steps=max_layers, epsilon=epsilon)
-            states = jax.tree.map(
-                lambda s, row: s.at[:, n - 1].set(select(running, row, jnp.zeros_like(row))),
-                states,
-                new,
-            )
-            steps = steps + running.astype(jnp.int32)
-            remainder = jnp.where(running & last, weight, remainder)
-            total = total + jnp.where(running, halt, 0)
-            return (new, states, total, steps, remainder, running & ~last), None
+            written = select(halting.running, new, zeros(new))
+            states = jax.tree.map(lambda s, row: s.at[:, n - 1].set(row), states, written)
+            halting, _ = _halt(rule, halting, row_n, halt.astype(dtype), max_layers)
+            return (new, states, halting), None
 
-        total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
-        carry = (before.deepest, zeros(before.states), total, steps, total, live)
+        halting = _start(rule, live, blank(zero, live.shape, dtype))
+        carry = before.deepest, zeros(before.states), halting
         carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_layers + 1))
-        _, states, _, steps, remainder, _ = carry
-        after = select(live, Layers(states, steps), before)
+        _, states, halting = carry
+        after = select(live, Layers(states, halting.steps), before)
         deepest = select(live, after.deepest, zeros(after.deepest))
-        return after, (states, steps, deepest, remainder)
+        return after, (Layers(states, halting.steps, deepest), halting[1:4])
 
     final, outputs = lax.scan(one_input, layers, (jax.tree.map(_swap, xs), live))
-    *made, remainder = jax.tree.map(_swap, outputs)
-    made = Layers(*made)
-    return final, made, Ponder(made.count, remainder)
+    made, ponder = jax.tree.map(_swap, outputs)
+    return final, made, Ponder(*ponder)
 
 
 def _swap(leaf):

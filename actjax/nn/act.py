@@ -12,7 +12,7 @@ from flax import nnx
 
 from actjax._checks import check_choice, check_limits, check_positive
 from actjax._unroll import repeat, unroll
-from actjax.halting import Ponder, halting_dtype
+from actjax.halting import Ponder, Rule, halting_dtype
 from actjax.nn.cells import Recurrent
 
 
@@ -29,6 +29,7 @@ class ACT(Recurrent):
         `nnx.SimpleCell`, `nnx.GRUCell`, `nnx.LSTMCell`, `nnx.OptimizedLSTMCell`.
       max_steps: M, the limit on ponder steps at one input (eq 13).
       epsilon: lets a first step halt (eq 7).
+      rule: a `halting.Rule` in the place of Graves', as in `unroll`.
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
       loop, lanes: as in `unroll`.
@@ -50,6 +51,7 @@ class ACT(Recurrent):
         cell: Callable[..., Any] = nnx.GRUCell,
         max_steps: int = 100,
         epsilon: float = 0.01,
+        rule: Rule | None = None,
         halt_bias: float = 1.0,
         loop: str = "while",
         lanes: int | None = None,
@@ -61,7 +63,8 @@ class ACT(Recurrent):
         check_choice("loop", loop, ("while", "scan"))
         if lanes is not None:
             check_positive("lanes", lanes)
-        self.max_steps, self.epsilon, self.loop, self.lanes = max_steps, epsilon, loop, lanes
+        self.max_steps, self.epsilon, self.rule = max_steps, epsilon, rule
+        self.loop, self.lanes = loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
 
@@ -85,6 +88,7 @@ class ACT(Recurrent):
             inputs,
             max_steps=self.max_steps,
             epsilon=self.epsilon,
+            rule=self.rule,
             lengths=lengths,
             loop=self.loop,
             lanes=self.lanes,

@@ -29,7 +29,7 @@ from actjax._checks import check_choice, check_like, check_limits, check_positiv
 from actjax._layers import Layers
 from actjax._loop.rows import cast
 from actjax._unroll import unroll_layers
-from actjax.halting import Ponder, halting_dtype
+from actjax.halting import Ponder, Rule, halting_dtype
 from actjax.nn.attention import ATTEND, Attention, transmission
 from actjax.nn.cells import CellStep, Recurrent
 
@@ -120,7 +120,7 @@ class LFACT(Recurrent):
       attend: "all" layers of the step before (ALL), or those not above the layer at work, "lower"
         (LTD).
       activation: sigma in g; the paper does not say which.
-      epsilon, halt_bias, loop, lanes, dtype, rngs: as in `ACT`.
+      epsilon, rule, halt_bias, loop, lanes, dtype, rngs: as in `ACT`.
 
     >>> model = LFACT(3, 8, max_layers=4, rngs=nnx.Rngs(0))
     >>> final, outputs, ponder = jax.eval_shape(model, jnp.ones((2, 5, 3)))  # or jax.jit(...)
@@ -139,6 +139,7 @@ class LFACT(Recurrent):
         attend: str = "all",
         activation: Callable[[jax.Array], jax.Array] = nnx.sigmoid,
         epsilon: float = 0.01,
+        rule: Rule | None = None,
         halt_bias: float = 1.0,
         loop: str = "while",
         lanes: int | None = None,
@@ -156,7 +157,7 @@ class LFACT(Recurrent):
         if lanes is not None:
             check_positive("lanes", lanes)
         self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
-        self.loop, self.lanes = loop, lanes
+        self.rule, self.loop, self.lanes = rule, loop, lanes
         features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
         self.combine = Combine(features, combine, activation, dtype=dtype, rngs=rngs)
         vector = lambda shape, scale: nnx.Param(scale * rngs.params.normal(shape))
@@ -204,6 +205,7 @@ class LFACT(Recurrent):
             start,
             inputs,
             epsilon=self.epsilon,
+            rule=self.rule,
             lengths=lengths,
             loop=self.loop,
             lanes=self.lanes,
