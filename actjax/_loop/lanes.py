@@ -1,8 +1,8 @@
 """One iteration of the adaptive loop, forward and transposed. No loops.
 
 Forward, every lane takes one ponder step on its own input; backward, the same iteration is undone
-from its record. Rows never meet, so an idle lane may compute what it likes: nothing it does is
-written, and no cotangent enters it.
+from its record. An idle lane computes too. Nothing it does is written, but a cotangent of zero that
+meets an infinite derivative is NaN, so what it is given is safe: its last input and state.
 """
 
 from typing import NamedTuple
@@ -146,8 +146,8 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     emitted = Emitted(record.position, halted, result, n, weight)
 
     state = select(live, new if plan.layers else select(last, result, new), lanes.state)
-    position = lanes.position + halted.astype(jnp.int32)
     left = lanes.left - halted.astype(jnp.int32)
+    position = lanes.position + (halted & (left > 0)).astype(jnp.int32)
     taken = lanes.taken
     if plan.queued:
         free = halted & (left == 0)
@@ -158,13 +158,14 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
         left = jnp.where(refill, data.lengths[sequence], left)
         state = select(refill, [leaf[sequence] for leaf in data.state], state)
         taken = taken + free.sum(dtype=jnp.int32)
+    anew = last | ~live
     lanes = Lanes(
         position,
         left,
-        n=jnp.where(last, 0, n),
-        total=jnp.where(last, 0, lanes.total + halt),
+        n=jnp.where(anew, 0, n),
+        total=jnp.where(anew, 0, lanes.total + halt),
         state=state,
-        mean=select(last, zeros(mean), mean),
+        mean=select(anew, zeros(mean), mean),
         taken=taken,
     )
     return lanes, emitted, record, residuals

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def is_float(leaf) -> bool:
@@ -26,20 +27,37 @@ def scale(weight: jax.Array, leaf: jax.Array) -> jax.Array:
     return per_row(weight, leaf).astype(leaf.dtype) * leaf
 
 
-def blank_padding(xs: Any, lengths: jax.Array | None) -> Any:
-    """`xs`, ``[B, T, ...]``, with zeros for the floats beyond `lengths`.
+def fill_padding(xs: Any, lengths: jax.Array | None) -> Any:
+    """`xs`, ``[B, T, ...]``, with each sequence's last real input beyond its length.
 
-    Padding meets no result, but a cotangent of zero times its NaN or infinity is NaN.
+    Padding meets no result, but its steps are taken, and a cotangent of zero times the infinite
+    derivative of a step is NaN. No constant is safe for every step: one may look its input up in a
+    table, another divide by its norm. What the step takes anyway is. A sequence without any input
+    is given another's; where none has any, the padding stays, and `guarded` stands in its way.
     """
     if lengths is None:
         return xs
+    has_any = lengths > 0
+    row = jnp.where(has_any, jnp.arange(lengths.size), jnp.argmax(has_any))
+    last = jnp.maximum(lengths[row] - 1, 0)
 
-    def blanked(leaf):
-        live = jnp.arange(leaf.shape[1]) < lengths[:, None]
+    def filled(leaf):
+        live = jnp.arange(leaf.shape[1])[None] < lengths[:, None]
         live = live.reshape(live.shape + (1,) * (leaf.ndim - 2))
-        return jnp.where(live, leaf, 0) if is_float(leaf) else leaf
+        fill = leaf.at[row, last].get(mode="clip")
+        fill = lax.stop_gradient(fill) if is_float(leaf) else fill
+        return jnp.where(live, leaf, fill[:, None])
 
-    return jax.tree.map(blanked, xs)
+    return jax.tree.map(filled, xs)
+
+
+def guarded(params: Any, lengths: jax.Array | None) -> Any:
+    """`params`, through which no cotangent comes where no sequence has any input."""
+    if lengths is None:
+        return params
+    any_live = jnp.any(lengths > 0)
+    guard = lambda leaf: jnp.where(any_live, leaf, lax.stop_gradient(leaf))
+    return jax.tree.map(lambda leaf: guard(leaf) if is_float(leaf) else leaf, params)
 
 
 def row_sum(leaf: jax.Array) -> jax.Array:

@@ -1,11 +1,16 @@
-"""The reference loops: a fixed number of steps an input, masked, differentiable every way."""
+"""The reference loops: a fixed number of steps an input, masked, differentiable every way.
+
+A masked step is computed all the same, and what it gives must be finite, since weight 0 times an
+infinite state, or a cotangent of 0 times an infinite derivative, is NaN. So a row that has halted
+is given its last step again, state and all, and one in its padding the state that it ended with.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from actjax._layers import Layers
-from actjax._loop.rows import blank, cast, like_inputs, scale, select, vary, zeros
+from actjax._loop.rows import blank, cast, guarded, like_inputs, scale, select, vary, zeros
 from actjax.halting import Ponder, halting_dtype, halting_step
 
 
@@ -18,11 +23,12 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
 
         def one_step(current, n):
             new, _ = step(params, current, x, jnp.broadcast_to(n == 0, live.shape))
-            return new, None
+            return new if lengths is None else select(live, new, current), None
 
         new, _ = lax.scan(one_step, state, jnp.arange(repeats))
-        return select(live, new, state), select(live, new, zeros(new))
+        return new, new if lengths is None else select(live, new, zeros(new))
 
+    params = guarded(params, lengths)
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
     state, states = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -32,6 +38,7 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
 def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
     """The reference of `actjax.unroll`."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
+    params = guarded(params, lengths)
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
@@ -42,7 +49,7 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
 
         def one_step(carry, n):
             current, mean, total, steps, remainder, running = carry
-            new, halt = step(params, current, x, jnp.broadcast_to(n == 1, running.shape))
+            new, halt = step(params, current, x, _number(steps, running) == 1)
             halt = halt.astype(dtype)
             weight, last = halting_step(halt, total, n, max_steps=max_steps, epsilon=epsilon)
             weight = jnp.where(running, weight, 0)
@@ -50,7 +57,8 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
             steps = steps + running.astype(jnp.int32)
             remainder = jnp.where(running & last, weight, remainder)
             total = total + jnp.where(running, halt, 0)
-            return (new, mean, total, steps, remainder, running & ~last), None
+            running = running & ~last
+            return (select(running, new, current), mean, total, steps, remainder, running), None
 
         total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
         mean = jax.tree.map(lambda s: blank(zero, s.shape, halting_dtype(s.dtype)), state)
@@ -69,6 +77,7 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
     """The reference of `actjax.unroll_layers`."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     max_layers = jax.tree.leaves(layers.states)[0].shape[1]
+    params = guarded(params, lengths)
     zero = like_inputs(params, layers.states, xs)
     live, layers = vary((_live(lengths, batch, time), layers), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
@@ -80,8 +89,7 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
 
         def one_step(carry, n):
             current, states, total, steps, remainder, running = carry
-            row_n = jnp.broadcast_to(n, running.shape)
-            new, halt = step(params, current, x, before, row_n)
+            new, halt = step(params, current, x, before, _number(steps, running))
             halt = halt.astype(dtype)
             weight, last = halting_step(halt, total, n, max_steps=max_layers, epsilon=epsilon)
             states = jax.tree.map(
@@ -92,7 +100,8 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
             steps = steps + running.astype(jnp.int32)
             remainder = jnp.where(running & last, weight, remainder)
             total = total + jnp.where(running, halt, 0)
-            return (new, states, total, steps, remainder, running & ~last), None
+            running = running & ~last
+            return (select(running, new, current), states, total, steps, remainder, running), None
 
         total, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
         carry = (before.deepest, zeros(before.states), total, steps, total, live)
@@ -110,6 +119,11 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
 
 def _swap(leaf):
     return jnp.swapaxes(leaf, 0, 1)
+
+
+def _number(steps, running):
+    """The number of each row's step, from 1; of one that has halted, that of its last again."""
+    return jnp.maximum(steps + running.astype(jnp.int32), 1)
 
 
 def _live(lengths, batch, time):

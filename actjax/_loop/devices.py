@@ -1,0 +1,56 @@
+"""Explicit sharding: where arrays say how they lie on a mesh, each device loops over its own rows.
+
+A loop gathers rows, and JAX does not guess how the result of a gather is to be sharded. Rows do not
+interact, so there is nothing to guess here: inside `jax.shard_map` every device runs the loop on
+the rows it has and stops when they are done; devices meet where the weights' cotangents are summed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+
+def by_device(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> Any:
+    """``function(shared, rows)``, each device of an explicit mesh doing its own rows.
+
+    Args:
+      function: gives arrays that lead with the row axis, as all of `rows` do.
+      shared, rows: pytrees of arrays; what the devices share is copied to all of them.
+    """
+    mesh = _explicit_mesh((shared, rows))
+    if mesh is None:
+        return function(shared, rows)
+    manual = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    split = P(_row_axes(rows, manual))
+    run = jax.shard_map(
+        function, mesh=mesh, in_specs=(P(), split), out_specs=split, axis_names=manual
+    )
+    place = lambda tree, spec: jax.tree.map(
+        lambda leaf: jax.sharding.reshard(leaf, jax.sharding.NamedSharding(mesh, spec)), tree
+    )
+    return jax.jit(run)(place(shared, P()), place(rows, split))
+
+
+def _explicit_mesh(tree: Any):
+    """The mesh with explicit axes that some array lies on, or None."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def _row_axes(rows: Any, names: set[str]) -> Any:
+    """The mesh axes that the rows are spread over, as an entry of a `PartitionSpec`."""
+    for leaf in jax.tree.leaves(rows):
+        axes = jax.typeof(leaf).sharding.spec[0]
+        if axes is not None and names.intersection((axes,) if isinstance(axes, str) else axes):
+            return axes
+    return None
