@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -32,10 +32,21 @@ def by_device(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> An
     run = jax.shard_map(
         function, mesh=mesh, in_specs=(P(), split), out_specs=split, axis_names=manual
     )
-    place = lambda tree, spec: jax.tree.map(
-        lambda leaf: jax.sharding.reshard(leaf, jax.sharding.NamedSharding(mesh, spec)), tree
-    )
-    return jax.jit(run)(place(shared, P()), place(rows, split))
+    return jax.jit(run)(_placed(shared, mesh, P()), _placed(rows, mesh, split))
+
+
+def beside(rows: Any, shared: Any) -> Any:
+    """`shared` with a copy on every device of the explicit mesh that `rows` lie on, if they do.
+
+    The gradient of a product of sharded rows with an array that lies on no mesh is refused by JAX.
+    """
+    mesh = _explicit_mesh(rows)
+    return shared if mesh is None else _placed(shared, mesh, P())
+
+
+def _placed(tree: Any, mesh: Any, spec: P) -> Any:
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, sharding), tree)
 
 
 def _explicit_mesh(tree: Any):

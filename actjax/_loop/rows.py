@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from actjax._loop.devices import by_device
+
 
 def is_float(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -35,20 +37,35 @@ def fill_padding(xs: Any, lengths: jax.Array | None) -> Any:
     table, another divide by its norm. What the step takes anyway is. A sequence without any input
     is given another's; where none has any, the padding stays, and `guarded` stands in its way.
     """
-    if lengths is None:
-        return xs
-    has_any = lengths > 0
-    row = jnp.where(has_any, jnp.arange(lengths.size), jnp.argmax(has_any))
-    last = jnp.maximum(lengths[row] - 1, 0)
+    return xs if lengths is None else _of_rows(_filled, None, (xs, lengths))
 
-    def filled(leaf):
+
+def last_inputs(xs: Any, lengths: jax.Array) -> Any:
+    """Each sequence's last real input, ``[B, ...]``; of one without any, another's or padding."""
+    return _of_rows(_last_inputs, None, (xs, lengths))
+
+
+def _filled(_, rows):
+    xs, lengths = rows
+
+    def filled(leaf, last):
         live = jnp.arange(leaf.shape[1])[None] < lengths[:, None]
         live = live.reshape(live.shape + (1,) * (leaf.ndim - 2))
-        fill = leaf.at[row, last].get(mode="clip")
-        fill = lax.stop_gradient(fill) if is_float(leaf) else fill
-        return jnp.where(live, leaf, fill[:, None])
+        last = lax.stop_gradient(last) if is_float(leaf) else last
+        return jnp.where(live, leaf, last[:, None])
 
-    return jax.tree.map(filled, xs)
+    return jax.tree.map(filled, xs, _last_inputs(_, rows))
+
+
+def _last_inputs(_, rows):
+    xs, lengths = rows
+    has_any = lengths > 0
+    row = jnp.where(has_any, jnp.arange(lengths.shape[0]), jnp.argmax(has_any))
+    last = jnp.maximum(lengths[row] - 1, 0)
+    return jax.tree.map(lambda leaf: leaf.at[row, last].get(mode="clip"), xs)
+
+
+_of_rows = jax.jit(by_device, static_argnums=0)
 
 
 def guarded(params: Any, lengths: jax.Array | None) -> Any:

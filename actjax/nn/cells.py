@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._checks import check_lengths, check_like, check_positive
+from actjax._loop.devices import beside
 from actjax._loop.rows import fill_padding
 from actjax.halting import halting_dtype
 
@@ -99,6 +100,7 @@ class Recurrent(nnx.Module):
                 f"xs must have shape [batch, time, {self.in_features}] with no empty axis, "
                 f"got {xs.shape}."
             )
+        self, halt = beside(xs, (self, halt))
         if lengths is not None:
             xs = fill_padding(xs, check_lengths(lengths, *xs.shape[:2]))
         if carry is not None:
