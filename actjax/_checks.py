@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+INT32_MAX = 2**31 - 1  # the loops count in int32
+
 
 def check_limits(max_steps: int, epsilon: float) -> None:
     check_positive("max_steps", max_steps)
@@ -18,12 +20,19 @@ def check_number(name: str, value: Any, low: float, high: float, *, include_low=
         return
     if not number or not low < value < high:
         kind = f"between {low} (included) and" if include_low else f"strictly between {low} and"
-        raise ValueError(f"{name} must be a number {kind} {high}, got {value!r}.")
+        raise ValueError(f"{name} must be a number {kind} {high}, got {described(value)}.")
 
 
 def check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        raise ValueError(f"{name} must be an integer of at least 1, got {described(value)}.")
+    if value > INT32_MAX:
+        raise ValueError(f"{name} must be an integer of at most {INT32_MAX}, got {value}.")
+
+
+def described(value: Any) -> str:
+    """What an error says of a value: as it is written, unless `jit` keeps it from being known."""
+    return "a value traced by jit" if isinstance(value, jax.core.Tracer) else repr(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -64,6 +73,45 @@ def check_state(state: Any, batch: int) -> None:
     if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
         raise ValueError(
             f"state must hold floating-point arrays, through which gradients flow, got {dtypes[0]}."
+        )
+
+
+def check_arrays(name: str, tree: Any) -> None:
+    """Checks that all leaves are arrays or numbers, and says what to do with functions."""
+    for leaf in jax.tree.leaves(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            known = isinstance(leaf, (bool, int, float, complex)) or hasattr(leaf, "__jax_array__")
+        else:
+            kinds = np.bool_, np.number, jax.dtypes.extended
+            known = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+        if known:
+            continue
+        if callable(leaf):
+            function = getattr(leaf, "__name__", type(leaf).__name__)
+            raise ValueError(
+                f"{name} must hold arrays and numbers, got the function {function!r}: part the "
+                "functions from them, as equinox.partition(model, equinox.is_array) does, and put "
+                "both together in the step."
+            )
+        kind = type(leaf).__name__ if dtype is None else f"an array of {dtype}"
+        raise ValueError(f"{name} must hold arrays and numbers, got {kind}.")
+
+
+def check_loop(loop: str, batch: Any, time: Any) -> None:
+    """Checks that the loop can take so many inputs."""
+    check_choice("loop", loop, ("while", "scan"))
+    if loop == "scan":
+        return
+    if not (isinstance(batch, int) and isinstance(time, int)):
+        raise ValueError(
+            "loop must be 'scan' where jax.export leaves a dimension open, "
+            f"got 'while' and {batch} sequences of {time} inputs."
+        )
+    if batch * time > INT32_MAX:
+        raise ValueError(
+            f"xs must hold at most {INT32_MAX} inputs under loop='while', "
+            f"got {batch} sequences of {time}."
         )
 
 
@@ -148,12 +196,12 @@ def check_effects(effects: Any) -> None:
         )
 
 
-def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:
-    """Checks what `step` returns against its contract, without running it.
+def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> Any:
+    """Checks what `step` returns against its contract, without running it; returns its jaxpr.
 
     The last of its inputs has one number a row.
     """
-    result = jax.eval_shape(step, params, state, *inputs)
+    traced, result = jax.make_jaxpr(step, return_shape=True)(params, state, *inputs)
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"step must return (state, halt), got {type(result).__name__}.")
     new_state, halt = result
@@ -166,8 +214,33 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> None:
         )
     rows = inputs[-1].shape
     if getattr(halt, "shape", None) != rows or not jnp.issubdtype(halt.dtype, jnp.floating):
+        array = hasattr(halt, "shape")
+        got = f"shape {halt.shape} of {halt.dtype}" if array else type(halt).__name__
         raise ValueError(
-            f"step must return one float halting probability a row, of shape {rows}, got {halt}."
+            f"step must return one float halting probability a row, of shape {rows}, got {got}."
+        )
+    return traced
+
+
+def check_halts(traced: Any, arguments: Any, lengths: Any) -> None:
+    """Checks the halting probabilities of the first step where its arguments are known numbers.
+
+    Args:
+      traced: the step, as `check_step` returns it.
+    """
+    leaves = jax.tree.leaves((arguments, lengths, traced.consts))
+    if traced.effects or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return
+    halt = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *jax.tree.leaves(arguments))[-1]
+    slack = 4 * float(jnp.finfo(halt.dtype).eps)
+    halt = np.asarray(halt, np.float64)
+    outside = (halt < -slack) | (halt > 1 + slack)
+    if lengths is not None:
+        outside &= np.asarray(lengths) > 0
+    if outside.any():
+        raise ValueError(
+            "step must return halting probabilities between 0 and 1, as jax.nn.sigmoid makes them "
+            f"of logits, got {halt[outside][0]:g}."
         )
 
 

@@ -5,6 +5,7 @@ them (LFACT 2020), and `repeat` is the baseline that always takes the same numbe
 file says what they mean and refuses what they cannot take; the loops are in `actjax._loop`.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from actjax import _checks as checks
 from actjax._layers import Layers
 from actjax._loop import adaptive, scan
-from actjax._loop.rows import blank_padding
+from actjax._loop.devices import by_device
+from actjax._loop.rows import fill_padding
 from actjax.halting import Graves, Ponder, Rule
 
 
@@ -172,24 +174,14 @@ def unroll(
     ((3, 7, 4), (3, 7))
     """
     checks.check_limits(max_steps, epsilon)
-    checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
+    checks.check_loop(loop, batch, time)
     checks.check_state(state, batch)
-    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
+    checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     rule = _checked(rule, epsilon, state)
-    xs = blank_padding(xs, lengths)
-    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
-    checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
-    step, state, read = _without_keys(step, state)
-    arguments = step, params, state, xs, lengths
-    if loop == "scan":
-        final, states, record = scan.masked_scan(*arguments, max_steps=max_steps, rule=rule)
-    else:
-        lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
-        options = {"max_steps": max_steps, "rule": rule, "lanes": lanes, "segment": segment}
-        final, states, record = adaptive.adaptive(*arguments, **options)
-    return read(final), read(states), record
+    call = _Unroll(step, rule, loop, batch, lanes, segment, max_steps)
+    return _run(call, params, (state, xs, lengths))
 
 
 def unroll_layers(
@@ -235,24 +227,15 @@ def unroll_layers(
     ((3, 5, 4), (3, 7, 5, 4), (3, 7))
     """
     checks.check_limits(1, epsilon)
-    checks.check_choice("loop", loop, ("while", "scan"))
     batch, time = checks.check_rows("xs", xs, 2)
+    checks.check_loop(loop, batch, time)
+    checks.check_layers(layers, batch)
+    checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
-    xs = blank_padding(xs, lengths)
-    max_layers = checks.check_layers(layers, batch)
-    states, params, xs = jax.tree.map(jnp.asarray, (layers.states, params, xs))
-    layers = Layers(states, jnp.asarray(layers.count, jnp.int32))
-    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
-    n = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    checks.check_step(step, params, layers.deepest, x, layers, n)
+    layers = Layers(layers.states, jnp.asarray(layers.count, jnp.int32))
     rule = _checked(rule, epsilon, layers.deepest)
-    if loop == "scan":
-        return scan.masked_scan_layers(step, params, layers, xs, lengths, rule=rule)
-    lanes = min(_default_lanes(batch, time) if lanes is None else lanes, batch)
-    limits = {"max_steps": max_layers, "rule": rule}
-    return adaptive.adaptive_layers(
-        step, params, layers, xs, lengths, lanes=lanes, segment=segment, **limits
-    )
+    call = _Layers(step, rule, loop, batch, lanes, segment)
+    return _run(call, params, (layers, xs, lengths))
 
 
 def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
@@ -272,14 +255,9 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     checks.check_positive("repeats", repeats)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
-    params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
+    checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time)
-    xs = blank_padding(xs, lengths)
-    x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
-    checks.check_step(step, params, state, x, jax.ShapeDtypeStruct((batch,), bool))
-    step, state, read = _without_keys(step, state)
-    final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, repeats)
-    return read(final), read(states), steps
+    return _run(_Repeat(step, repeats), params, (state, xs, lengths))
 
 
 def _checked(rule: Rule | None, epsilon: float, state) -> Rule:
@@ -311,6 +289,124 @@ def _without_keys(step: Step, state):
         return opened(new), halt
 
     return taken, opened(state), read
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unroll:
+    """The loop of `unroll` over the rows of one device."""
+
+    step: Step
+    rule: Rule
+    loop: str
+    batch: int  # rows of all devices, which share `lanes`
+    lanes: int | None
+    segment: int | None
+    max_steps: int
+
+    def __call__(self, params, rows):
+        state, xs, lengths = rows
+        batch, time = jax.tree.leaves(xs)[0].shape[:2]
+        xs = fill_padding(xs, lengths)
+        first = jnp.ones(batch, bool)
+        _check_step(self.step, lengths, params, state, _first(xs), first)
+        step, state, read = _without_keys(self.step, state)
+        arguments = step, params, state, xs, lengths
+        limits = {"max_steps": self.max_steps, "rule": self.rule}
+        if self.loop == "scan":
+            final, states, record = scan.masked_scan(*arguments, **limits)
+        else:
+            lanes = _lanes(self.lanes, self.batch, batch, time)
+            options = limits | {"lanes": lanes, "segment": self.segment}
+            final, states, record = adaptive.adaptive(*arguments, **options)
+        return read(final), read(states), record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """The loop of `unroll_layers` over the rows of one device."""
+
+    step: LayerStep
+    rule: Rule
+    loop: str
+    batch: int
+    lanes: int | None
+    segment: int | None
+
+    def __call__(self, params, rows):
+        layers, xs, lengths = rows
+        batch, time = jax.tree.leaves(xs)[0].shape[:2]
+        xs = fill_padding(xs, lengths)
+        n = jnp.ones(batch, jnp.int32)
+        _check_step(self.step, lengths, params, layers.deepest, _first(xs), layers, n)
+        limits = {"rule": self.rule}
+        if self.loop == "scan":
+            return scan.masked_scan_layers(self.step, params, layers, xs, lengths, **limits)
+        limits |= {"lanes": _lanes(self.lanes, self.batch, batch, time), "segment": self.segment}
+        limits |= {"max_steps": jax.tree.leaves(layers.states)[0].shape[1]}
+        return adaptive.adaptive_layers(self.step, params, layers, xs, lengths, **limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repeat:
+    """The loop of `repeat` over the rows of one device."""
+
+    step: Step
+    repeats: int
+
+    def __call__(self, params, rows):
+        state, xs, lengths = rows
+        xs = fill_padding(xs, lengths)
+        first = jnp.ones(jax.tree.leaves(xs)[0].shape[:1], bool)
+        checks.check_step(self.step, params, state, _first(xs), first)
+        step, state, read = _without_keys(self.step, state)
+        final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, self.repeats)
+        return read(final), read(states), steps
+
+
+def _run(call, params, rows):
+    """Runs a loop, compiled for good where equal steps are known to do the same.
+
+    `jit` remembers what it has compiled by its static arguments. A frozen dataclass is what its
+    fields are; a function may have closed over what has changed since.
+    """
+    params, rows = jax.tree.map(jnp.asarray, (params, rows))
+    try:
+        constant = all(map(_by_value, (call.step, getattr(call, "rule", call.step))))
+        run = _compiled if constant else by_device
+        return run(call, params, rows)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
+        ) from error
+
+
+_compiled = jax.jit(by_device, static_argnums=0)
+
+
+def _by_value(step) -> bool:
+    if not dataclasses.is_dataclass(step) or type(step).__hash__ is object.__hash__:
+        return False
+    try:
+        hash(step)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_step(step, lengths, params, state, *inputs):
+    traced = checks.check_step(step, params, state, *inputs)
+    checks.check_halts(traced, (params, state, *inputs), lengths)
+
+
+def _first(xs):
+    return jax.tree.map(lambda leaf: leaf[:, 0], xs)
+
+
+def _lanes(lanes: int | None, total: int, batch: int, time: int) -> int:
+    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
+    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
 
 
 def _default_lanes(batch: int, time: int) -> int:

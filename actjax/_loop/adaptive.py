@@ -39,6 +39,7 @@ from actjax._loop.lanes import (
     start_back,
     weight_cotangents,
 )
+from actjax._loop.once import differentiated_once
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
 from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
 from actjax.halting import Ponder, halting_dtype
@@ -80,14 +81,7 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))
     data = vary(data, like_inputs(weights, state, xs, below))
     plan = make_plan(step, data, batch=batch, time=time, lanes=lanes, **static)
-    try:
-        final, outputs = _adaptive(plan, *divide(data))
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
-        ) from error
+    final, outputs = _adaptive(plan, *divide(data))
     by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))
     return final, jax.tree.map(by_sequence, outputs)
 
@@ -231,7 +225,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
         for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)
     ]
     floats = _place(d_weights, data.weights), d_state, _place(back.xs, data.xs), d_below
-    return floats, None
+    return differentiated_once(floats), None
 
 
 _adaptive.defvjp(_adaptive_forward, _adaptive_backward, symbolic_zeros=True)

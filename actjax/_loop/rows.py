@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from actjax._loop.devices import by_device
 
 
 def is_float(leaf) -> bool:
@@ -43,20 +46,52 @@ def scale(weight: jax.Array, leaf: jax.Array) -> jax.Array:
     return per_row(weight, leaf).astype(leaf.dtype) * leaf
 
 
-def blank_padding(xs: Any, lengths: jax.Array | None) -> Any:
-    """`xs`, ``[B, T, ...]``, with zeros for the floats beyond `lengths`.
+def fill_padding(xs: Any, lengths: jax.Array | None) -> Any:
+    """`xs`, ``[B, T, ...]``, with each sequence's last real input beyond its length.
 
-    Padding meets no result, but a cotangent of zero times its NaN or infinity is NaN.
+    Padding meets no result, but its steps are taken, and a cotangent of zero times the infinite
+    derivative of a step is NaN. No constant is safe for every step: one may look its input up in a
+    table, another divide by its norm. What the step takes anyway is. A sequence without any input
+    is given another's; where none has any, the padding stays, and `guarded` stands in its way.
     """
-    if lengths is None:
-        return xs
+    return xs if lengths is None else _of_rows(_filled, None, (xs, lengths))
 
-    def blanked(leaf):
-        live = jnp.arange(leaf.shape[1]) < lengths[:, None]
+
+def last_inputs(xs: Any, lengths: jax.Array) -> Any:
+    """Each sequence's last real input, ``[B, ...]``; of one without any, another's or padding."""
+    return _of_rows(_last_inputs, None, (xs, lengths))
+
+
+def _filled(_, rows):
+    xs, lengths = rows
+
+    def filled(leaf, last):
+        live = jnp.arange(leaf.shape[1])[None] < lengths[:, None]
         live = live.reshape(live.shape + (1,) * (leaf.ndim - 2))
-        return jnp.where(live, leaf, 0) if is_float(leaf) else leaf
+        last = lax.stop_gradient(last) if is_float(leaf) else last
+        return jnp.where(live, leaf, last[:, None])
 
-    return jax.tree.map(blanked, xs)
+    return jax.tree.map(filled, xs, _last_inputs(_, rows))
+
+
+def _last_inputs(_, rows):
+    xs, lengths = rows
+    has_any = lengths > 0
+    row = jnp.where(has_any, jnp.arange(lengths.shape[0]), jnp.argmax(has_any))
+    last = jnp.maximum(lengths[row] - 1, 0)
+    return jax.tree.map(lambda leaf: leaf.at[row, last].get(mode="clip"), xs)
+
+
+_of_rows = jax.jit(by_device, static_argnums=0)
+
+
+def guarded(params: Any, lengths: jax.Array | None) -> Any:
+    """`params`, through which no cotangent comes where no sequence has any input."""
+    if lengths is None:
+        return params
+    any_live = jnp.any(lengths > 0)
+    guard = lambda leaf: jnp.where(any_live, leaf, lax.stop_gradient(leaf))
+    return jax.tree.map(lambda leaf: guard(leaf) if is_float(leaf) else leaf, params)
 
 
 def row_sum(leaf: jax.Array) -> jax.Array:

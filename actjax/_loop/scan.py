@@ -1,4 +1,9 @@
-"""The reference loops: a fixed number of steps an input, masked, differentiable every way."""
+"""The reference loops: a fixed number of steps an input, masked, differentiable every way.
+
+A masked step is computed all the same, and what it gives must be finite, since weight 0 times an
+infinite state, or a cotangent of 0 times an infinite derivative, is NaN. So a row that has halted
+is given its last step again, state and all, and one in its padding the state that it ended with.
+"""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from actjax._layers import Layers
-from actjax._loop.rows import averaged, blank, cast, like_inputs, scale, select, vary, zeros
+from actjax._loop.rows import (
+    averaged,
+    blank,
+    cast,
+    guarded,
+    like_inputs,
+    scale,
+    select,
+    vary,
+    zeros,
+)
 from actjax.halting import Ponder, halting_dtype
 
 
@@ -20,11 +35,12 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
 
         def one_step(current, n):
             new, _ = step(params, current, x, jnp.broadcast_to(n == 0, live.shape))
-            return new, None
+            return new if lengths is None else select(live, new, current), None
 
         new, _ = lax.scan(one_step, state, jnp.arange(repeats))
-        return select(live, new, state), select(live, new, zeros(new))
+        return new, new if lengths is None else select(live, new, zeros(new))
 
+    params = guarded(params, lengths)
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
     state, states = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -35,37 +51,36 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
     """The reference of `actjax.unroll`."""
     means = averaged(rule.mean, state)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
+    params = guarded(params, lengths)
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     dtype = halting_dtype(jax.eval_shape(step, params, state, x, live[0])[1].dtype)
+    part = lambda tree, kind: [
+        leaf for leaf, is_mean in zip(jax.tree.leaves(tree), means, strict=True) if is_mean == kind
+    ]
 
     def one_input(state, inputs):
         x, live = inputs
 
-        def one_step(carry, n):
-            current, mean, halting = carry
-            n = jnp.broadcast_to(n, live.shape)
+        def one_step(carry, _):
+            current, mean, last, halting = carry
+            running, n = halting.running, _number(halting)
             new, halt = step(params, current, x, n == 1)
-            running = halting.running
             halting, weight = _halt(rule, halting, n, halt.astype(dtype), max_steps)
-            # Where a row has stopped, a leaf that leaves its last value keeps it.
-            before, new = jax.tree.leaves(current), jax.tree.leaves(new)
-            triples = zip(before, new, means, strict=True)
-            kept = [b if m else select(running, b, a) for a, b, m in triples]
-            terms = [leaf for leaf, is_mean in zip(new, means, strict=True) if is_mean]
-            mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
-            return (tree.unflatten(kept), mean, halting), None
+            pairs = zip(mean, part(new, True), strict=True)
+            mean = [m + scale(weight, s.astype(m.dtype)) for m, s in pairs]
+            last = select(running, part(new, False), last)
+            return (select(halting.running, new, current), mean, last, halting), None
 
-        leaves, tree = jax.tree.flatten(state)
-        terms = [leaf for leaf, is_mean in zip(leaves, means, strict=True) if is_mean]
+        terms = part(state, True)
         mean = [blank(zero, s.shape, halting_dtype(s.dtype)) for s in terms]
-        carry = state, mean, _start(rule, live, blank(zero, live.shape, dtype))
-        carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
-        last, mean, halting = carry
-        mean = iter(cast(mean, terms))
-        last = zip(jax.tree.leaves(last), means, strict=True)
-        new = tree.unflatten([next(mean) if is_mean else leaf for leaf, is_mean in last])
+        halting = _start(rule, live, blank(zero, live.shape, dtype))
+        carry = state, mean, part(state, False), halting
+        (_, mean, last, halting), _ = lax.scan(one_step, carry, length=max_steps)
+        mean, last = iter(cast(mean, terms)), iter(last)
+        leaves = [next(mean) if is_mean else next(last) for is_mean in means]
+        new = jax.tree.structure(state).unflatten(leaves)
         return select(live, new, state), (select(live, new, zeros(new)), halting[1:4])
 
     state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -92,25 +107,35 @@ def _start(rule, live, zero) -> _Halting:
 
 
 def _halt(rule, halting: _Halting, n, halt, max_steps: int) -> tuple[_Halting, jax.Array]:
-    """The rule applied to step n: how far the rows are then, and p^n, 0 where they had stopped."""
+    """The rule applied to step n: how far the rows are then, and p^n, 0 where they had stopped.
+
+    The registers of a row stay what they were at its last step, which is taken again and again.
+    """
     registers, steps, remainder, extra, running = halting
     last = rule.decide(registers, n, halt) | (n >= max_steps)
     after, weight, told = rule.update(registers, n, halt, last)
     remainder, extra = select(running & last, (weight, told), (remainder, extra))
+    going_on = running & ~last
     halting = _Halting(
-        registers=select(running, after, registers),
+        registers=select(going_on, after, registers),
         steps=steps + running.astype(jnp.int32),
         remainder=remainder,
         extra=extra,
-        running=running & ~last,
+        running=going_on,
     )
     return halting, jnp.where(running, weight, 0)
+
+
+def _number(halting: _Halting) -> jax.Array:
+    """The number of each row's step, from 1; of one that has halted, that of its last again."""
+    return jnp.maximum(halting.steps + halting.running.astype(jnp.int32), 1)
 
 
 def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
     """The reference of `actjax.unroll_layers`."""
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     max_layers = jax.tree.leaves(layers.states)[0].shape[1]
+    params = guarded(params, lengths)
     zero = like_inputs(params, layers.states, xs)
     live, layers = vary((_live(lengths, batch, time), layers), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
@@ -122,12 +147,12 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
 
         def one_step(carry, n):
             current, states, halting = carry
-            row_n = jnp.broadcast_to(n, live.shape)
+            row_n = _number(halting)
             new, halt = step(params, current, x, before, row_n)
             written = select(halting.running, new, zeros(new))
             states = jax.tree.map(lambda s, row: s.at[:, n - 1].set(row), states, written)
             halting, _ = _halt(rule, halting, row_n, halt.astype(dtype), max_layers)
-            return (new, states, halting), None
+            return (select(halting.running, new, current), states, halting), None
 
         halting = _start(rule, live, blank(zero, live.shape, dtype))
         carry = before.deepest, zeros(before.states), halting

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._checks import check_lengths, check_like, check_positive
-from actjax._loop.rows import blank_padding
+from actjax._loop.devices import beside
+from actjax._loop.rows import fill_padding
 from actjax.halting import halting_dtype
 
 # The layers through which the input enters each of Flax's cells.
@@ -99,8 +100,9 @@ class Recurrent(nnx.Module):
                 f"xs must have shape [batch, time, {self.in_features}] with no empty axis, "
                 f"got {xs.shape}."
             )
+        self, halt = beside(xs, (self, halt))
         if lengths is not None:
-            xs = blank_padding(xs, check_lengths(lengths, *xs.shape[:2]))
+            xs = fill_padding(xs, check_lengths(lengths, *xs.shape[:2]))
         if carry is not None:
             like = jax.eval_shape(lambda: self.initial_carry(xs.shape[0]))
             check_like("initial_state", carry, like)

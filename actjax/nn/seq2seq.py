@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from actjax._checks import check_lengths, check_positive
 from actjax._layers import Layers
+from actjax._loop.rows import last_inputs
 from actjax.halting import Ponder
 
 
@@ -136,4 +137,4 @@ class Seq2Seq(nnx.Module):
         if not isinstance(given, jax.core.Tracer) and min(given) < 1:
             raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths)
-        return state, xs[jnp.arange(len(xs)), lengths - 1], ponder
+        return state, last_inputs(jnp.asarray(xs), lengths), ponder
