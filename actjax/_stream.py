@@ -318,12 +318,17 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
 
 
 def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted, new) -> Outputs:
-    """What the first input of an admitted chunk finds below: what the last one before it left."""
+    """What the first input of an admitted chunk finds below: what the last one before it left.
+
+    The chunk's own places are cleared: layers are zeros up to the limit.
+    """
     begin = jnp.arange(plan.batch) * (plan.time + 1)
     end = plan.output_row(was.position - 1)  # of the chunk before
+    cleared = jnp.repeat(admitted, plan.time + 1)
 
     def carried(leaf, first):
         rows = jnp.where(per_row(new, first), first.astype(leaf.dtype), leaf[end])
+        leaf = jnp.where(per_row(cleared, leaf), 0, leaf)
         return leaf.at[jnp.where(admitted, begin, plan.output_rows)].set(rows, mode="drop")
 
     layers = list(map(carried, outputs.layers, data.below))

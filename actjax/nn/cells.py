@@ -156,7 +156,15 @@ class Recurrent(nnx.Module):
 
         first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
         params = cell, flag_weights, None
-        new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
+        try:
+            new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
+        except (AttributeError, TypeError) as error:
+            if _Products.__name__ not in str(error):
+                raise
+            raise ValueError(
+                "input_layers must name all that the inputs of the cell enter, "
+                f"got {type(self.cell).__name__}, which reads them elsewhere too."
+            ) from error
         if y.shape != (xs.shape[0], self.hidden_features):
             raise ValueError(
                 "cell must return a carry and an output of shape "
@@ -235,8 +243,10 @@ class CellStep:
     def advance(self, cell, carry, x):
         """Calls the cell: ``(carry, output)``."""
         result = cell(carry, _Products(x) if self.hoisted else x)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise ValueError(f"cell must return (carry, output), got {type(result).__name__}.")
+        pair = isinstance(result, tuple) and len(result) == 2
+        if not pair or not hasattr(result[1], "dtype"):
+            got = f"output {type(result[1]).__name__}" if pair else type(result).__name__
+            raise ValueError(f"cell must return (carry, output), a tree and an array, got {got}.")
         return result
 
     def state(self, carry, y):
@@ -280,16 +290,11 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
 
 
 class _Products:
-    """The products of the inputs, in the place of an input: for `_Projected` layers alone."""
+    """The products of the inputs, in the place of an input: nothing but `_Projected` can read it,
+    so that a cell which reads its input elsewhere fails instead of reading these."""
 
     def __init__(self, array: jax.Array):
-        self._array = array
-
-    def __jax_array__(self):
-        raise ValueError(
-            "input_layers must name every layer of the cell that its inputs enter, "
-            "got a cell that reads them otherwise."
-        )
+        self.array = array
 
 
 class _Projected(nnx.Module):
@@ -299,7 +304,7 @@ class _Projected(nnx.Module):
         self.start, self.stop = start, stop
 
     def __call__(self, products: _Products) -> jax.Array:
-        return products._array[..., self.start : self.stop]
+        return products.array[..., self.start : self.stop]
 
 
 def _input_layers(cell, features: int) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from flax import nnx
 
 from actjax._checks import check_choice, check_like, check_limits, check_positive
 from actjax._layers import Layers
-from actjax._loop.rows import cast
+from actjax._loop.rows import cast, is_float
 from actjax._streamable import Prepared
 from actjax._unroll import unroll_layers
 from actjax._variables import renewed
@@ -170,7 +170,14 @@ class LFACT(Recurrent):
             check_positive("lanes", lanes)
         self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
         self.loop, self.lanes = loop, lanes
-        features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
+        carry = jax.tree.leaves(self.initial_carry(1))
+        if any(leaf.ndim != 2 or not is_float(leaf) for leaf in carry):
+            found = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in carry]
+            raise ValueError(
+                "cell must carry float arrays of shape [batch, features], to be combined, "
+                f"got {' and '.join(found)}."
+            )
+        features = sum(leaf.shape[-1] for leaf in carry)
         self.combine = Combine(features, combine, activation, dtype=dtype, rngs=rngs)
         vector = lambda shape, scale: nnx.Param(scale * rngs.params.normal(shape))
         self.query = vector((hidden_features,), 1.0)

@@ -6,6 +6,22 @@ key of its own, folded from the caller's with what it is drawn for:
     key --sequence--> row --input t--> --ponder step n--> --stream of the module's-->
 
 By this the numbers are the same in both loops, with any number of lanes, alone or in a batch.
+
+The modules do it with what they are given as `rngs`. For a pure step of `actjax.unroll` the inputs
+carry the keys, and the state counts the steps, from 1 where `first` is true:
+
+>>> import actjax
+>>> def step(params, state, inputs, first):
+...     (h, n), (x, key) = state, inputs
+...     n = jnp.where(first, 1, n + 1)
+...     noise = jax.vmap(lambda key, n: jax.random.normal(jax.random.fold_in(key, n), (4,)))
+...     h = jnp.tanh(params * h + x + noise(key, n.astype(jnp.uint32)))
+...     return (h, n), jax.nn.sigmoid(h[:, 0])
+>>> start = jnp.zeros((3, 4)), jnp.zeros(3)
+>>> inputs = jnp.ones((3, 7, 4)), jax.random.split(jax.random.key(0), (3, 7))
+>>> _, (states, _), record = actjax.unroll(step, 0.5, start, inputs, max_steps=10)
+>>> states.shape
+(3, 7, 4)
 """
 
 from collections.abc import Callable, Mapping
@@ -64,7 +80,8 @@ def input_keys(rngs: Any, streams: tuple[str, ...], batch: int, time: int) -> tu
     def of_stream(name):
         key = keys.get(name, keys.get("default", only))
         if key is None:
-            raise ValueError(f"rngs must have a stream {name!r} or 'default', got {sorted(keys)}.")
+            wanted = " or ".join(map(repr, dict.fromkeys([name, "default"])))
+            raise ValueError(f"rngs must have the stream {wanted}, got {sorted(keys)}.")
         if key.shape not in ((), (batch,)):
             raise ValueError(
                 f"rngs must hold one key, or one for each of the {batch} sequences, "
