@@ -305,7 +305,8 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
     handed = jnp.where(done[lane], lane, count)
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
     states = ready.unflatten(list(map(by_lane, outputs.states)))
-    remainder = by_lane(outputs.remainder) * ready.halts
+    remainder = by_lane(outputs.remainder)
+    remainder = remainder if ready.halts else jnp.zeros_like(remainder)
     found = ready.read(states)[1], by_lane(outputs.steps), remainder
     if plan.layers:
         row = plan.output_row(lanes.position[lane] - 1)

@@ -63,8 +63,9 @@ def _typed(key: Any) -> Array:
 
 
 def fold(rngs: Any, data: Any) -> dict[str, Array]:
-    """The keys of `rngs`, each folded with the number `data`."""
-    each = lambda key: jnp.vectorize(jax.random.fold_in, excluded={1})(key, data)
+    """The keys of `rngs`, ``[]`` or ``[batch]`` each, folded with the number `data`."""
+    rows = jax.vmap(jax.random.fold_in, (0, None))
+    each = lambda key: rows(key, data) if key.ndim else jax.random.fold_in(key, data)
     return {name: each(key) for name, key in as_keys(rngs).items()}
 
 

@@ -90,13 +90,13 @@ class Seq2Seq(nnx.Module):
           rngs: what noise is drawn from, as in `ACT`; encoder and decoder draw apart.
         """
         check_positive("steps", steps)
-        rngs, own = _part(rngs)
-        state, last, encoder = self._encode(xs, lengths, rngs)
+        noise, own = _part(rngs)
+        state, last, encoder = self._encode(xs, lengths, **noise)
         fed = jnp.broadcast_to(last[:, None], (len(xs), steps, *last.shape[1:]))
         if hasattr(self.decoder, "layers"):
-            _, layers, decoder = self.decoder.layers(fed, initial_state=state, rngs=own)
+            _, layers, decoder = self.decoder.layers(fed, initial_state=state, **own)
             return Decoded(layers.deepest, encoder, decoder, layers)
-        _, outputs, decoder = self.decoder(fed, initial_state=state, rngs=own)
+        _, outputs, decoder = self.decoder(fed, initial_state=state, **own)
         return Decoded(outputs, encoder, decoder)
 
     def generate(
@@ -124,13 +124,13 @@ class Seq2Seq(nnx.Module):
         """
         check_positive("steps", steps)
         key = jax.random.key(0) if key is None else key
-        rngs, own = _part(rngs)
-        state, last, encoder = self._encode(xs, lengths, rngs)
+        noise, own = _part(rngs)
+        state, last, encoder = self._encode(xs, lengths, **noise)
 
         def one_step(carry, s):
             state, fed = carry
-            noise = None if own is None else fold(own, s)
-            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state, rngs=noise)
+            noise = {name: fold(rngs, s) for name, rngs in own.items()}
+            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state, **noise)
             outputs, ponder = jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
             fed = feed(outputs, jax.random.fold_in(key, s)).astype(fed.dtype)
             return (state, fed), (fed, outputs, ponder)
@@ -139,19 +139,19 @@ class Seq2Seq(nnx.Module):
         inputs, outputs, decoder = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
         return inputs, Decoded(outputs, encoder, decoder)
 
-    def _encode(self, xs: Array, lengths: Array | None, rngs: Any) -> tuple[Any, Array, Ponder]:
+    def _encode(self, xs: Array, lengths: Array | None, **noise) -> tuple[Any, Array, Ponder]:
         """The encoder's last state, each sequence's last input, and the encoder's record."""
         self._check_unshared()
         if lengths is None:
-            state, _, ponder = self.encoder(xs, rngs=rngs)
+            state, _, ponder = self.encoder(xs, **noise)
             return state, xs[:, -1], ponder
         given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
         if not isinstance(given, jax.core.Tracer) and min(given) < 1:
             raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
-        state, _, ponder = self.encoder(xs, lengths=lengths, rngs=rngs)
+        state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
         return state, xs[jnp.arange(len(xs)), lengths - 1], ponder
 
 
-def _part(rngs: Any) -> tuple[Any, Any]:
-    """Keys for the encoder and for the decoder."""
-    return (None, None) if rngs is None else (fold(rngs, 0), fold(rngs, 1))
+def _part(rngs: Any) -> tuple[dict, dict]:
+    """What encoder and decoder are given to draw from; nothing where nothing is."""
+    return ({}, {}) if rngs is None else ({"rngs": fold(rngs, 0)}, {"rngs": fold(rngs, 1)})
