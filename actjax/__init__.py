@@ -3,6 +3,7 @@
 from actjax import budget, halting, learned, losses, nn, tasks, training
 from actjax._layers import Layers
 from actjax._stream import Result, stream, stream_batch
+from actjax._streamable import Prepared, StepModel, Streamable
 from actjax._unroll import LayerStep, Step, ponder, repeat, unroll, unroll_layers
 from actjax.halting import (
     HaltingWeights,
@@ -10,7 +11,7 @@ from actjax.halting import (
     halting_step,
     halting_weights,
 )
-from actjax.nn import ACT, LFACT, RNN, Decoded, Repeat, Seq2Seq
+from actjax.nn import ACT, LFACT, RNN, Decoded, Recurrent, Repeat, Seq2Seq
 
 __version__ = "0.1.0"
 
@@ -23,10 +24,14 @@ __all__ = [
     "LayerStep",
     "Layers",
     "Ponder",
+    "Prepared",
+    "Recurrent",
     "Repeat",
     "Result",
     "Seq2Seq",
     "Step",
+    "StepModel",
+    "Streamable",
     "budget",
     "halting",
     "halting_step",

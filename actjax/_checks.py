@@ -1,10 +1,14 @@
 """Refusals: bad input is turned away before any compilation, in one sentence."""
 
+import contextlib
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from actjax._variables import Touched, observed, shared_variable
 
 INT32_MAX = 2**31 - 1  # the loops count in int32
 
@@ -201,7 +205,21 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> Any:
 
     The last of its inputs has one number a row.
     """
-    traced, result = jax.make_jaxpr(step, return_shape=True)(params, state, *inputs)
+    touched = []
+
+    def call(params, state, *inputs):
+        result, found = observed(lambda params: step(params, state, *inputs), params)
+        touched.append(found)
+        return result
+
+    with own_variables("step"):
+        traced, result = jax.make_jaxpr(call, return_shape=True)(params, state, *inputs)
+    check_written("params", touched[-1])
+    if touched[-1].drawn:
+        raise ValueError(
+            "params must hold no stream of noise that the step draws from, since all steps would "
+            f"draw the same, got the stream {touched[-1].drawn[0]!r}: give keys in xs instead."
+        )
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"step must return (state, halt), got {type(result).__name__}.")
     new_state, halt = result
@@ -275,3 +293,35 @@ def check_rule(rule: Any, state: Any) -> None:
             raise ValueError(
                 f"rule must hold and tell floats that lead with the row axis, got {leaf}."
             )
+
+
+@contextlib.contextmanager
+def own_variables(name: str):
+    """Within it, what is called `name` is traced: it may change no variable from outside."""
+    try:
+        yield
+    except flax.errors.TraceContextError:
+        raise ValueError(
+            f"{name} must change no variable when it is called, "
+            "got a write to one that is not among its own."
+        ) from None
+
+
+def check_written(name: str, touched: Touched) -> None:
+    """Refuses a call that changed variables: no later step would find what it wrote."""
+    if touched.written:
+        path, kind = touched.written[0]
+        raise ValueError(
+            f"{name} must change none of its variables when it is called, since a loop keeps "
+            f"nothing of it, got a write to {kind} {path!r}."
+        )
+
+
+def check_unshared(name: str, module: Any) -> None:
+    """Refuses a module that holds one variable in two places: `jax.grad` would part them."""
+    places = shared_variable(module)
+    if places is not None:
+        raise ValueError(
+            f"{name} must hold each variable once, since jax.grad and optimizers would part what "
+            f"is shared, got one variable as {places[0]!r} and {places[1]!r}."
+        )

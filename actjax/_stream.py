@@ -11,9 +11,9 @@ never change, so everything is compiled once, and the memory is that of one chun
              lanes: admit R chunks -> ponder until R lanes are done -> their outputs
 """
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from actjax._checks import check_positive
+from actjax import _checks as checks
+from actjax._layers import Layers
 from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, start
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
 from actjax._loop.rows import averaged, like_inputs, per_row, select
-from actjax.halting import FixedSteps, Graves
-from actjax.nn.act import ACT, Repeat
-from actjax.nn.lfact import LFACT
+from actjax._streamable import Prepared, Streamable
+from actjax.halting import Graves
 
 
 class Result(NamedTuple):
@@ -35,20 +35,23 @@ class Result(NamedTuple):
 
     Attributes:
       index: its place among the sequences given, from 0.
-      outputs: float ``[T, hidden_features]``, as the model gives them for it alone.
+      outputs: pytree of ``[T, ...]``, as the model gives them for it alone; ``[T,
+        hidden_features]`` for the modules of `actjax.nn`.
       steps: int32 ``[T]``, N of each input.
       remainder: float ``[T]``, R of each input.
+      state: what the model carries after the last input, without the batch axis: its final state.
     """
 
     index: int
-    outputs: np.ndarray
+    outputs: Any
     steps: np.ndarray
     remainder: np.ndarray
+    state: Any
 
 
 def stream(
-    model: ACT | LFACT | Repeat,
-    sequences: Iterable[np.ndarray],
+    model: Streamable,
+    sequences: Iterable[Any],
     *,
     lanes: int = 64,
     chunk: int = 32,
@@ -57,9 +60,12 @@ def stream(
     """Runs a model over sequences as they come, and yields each one's results as it is done.
 
     Args:
-      model: `ACT`, `LFACT`, `Repeat` or `RNN`.
-      sequences: float arrays ``[T_i, in_features]``, T_i at least 1; read as lanes come free, so
-        they may be generated without end.
+      model: `ACT`, `LFACT`, `Repeat`, `RNN`, a `StepModel` around a pure step, or any pytree with
+        the method of `Streamable`. One that draws noise is refused; see ``model.eval()``.
+      sequences: of each its inputs, T_i of them, at least 1: an array ``[T_i, in_features]`` or,
+        for a model that reads other things, a pytree of arrays ``[T_i, ...]``. All are of the
+        first one's shapes and dtypes, but for T_i. They are read as lanes come free, so they may be
+        generated without end.
       lanes: sequences at work at a time.
       chunk: inputs of a sequence that are on the device at a time.
       refill: lanes that have to be done before they are all served. Fewer wait less; more cost
@@ -69,7 +75,8 @@ def stream(
       `Result`, in the order in which sequences are done.
 
     Raises:
-      ValueError: a model of another kind, a count below 1, or a sequence of the wrong shape.
+      ValueError: a model that is not `Streamable`, a count below 1, or a sequence of the wrong
+        shape or dtype.
 
     >>> import actjax
     >>> from flax import nnx
@@ -78,17 +85,18 @@ def stream(
     >>> [(r.index, r.outputs.shape) for r in stream(model, texts, lanes=2, chunk=4)]
     [(1, (2, 8)), (2, (7, 8)), (0, (50, 8))]
     """
-    if not isinstance(model, (ACT, LFACT, Repeat)):
-        raise ValueError(f"model must be ACT, LFACT, Repeat or RNN, got {type(model).__name__}.")
+    if not isinstance(model, Streamable):
+        raise ValueError(
+            "model must have the method for_stream, as ACT, LFACT, Repeat and RNN do, "
+            f"got {type(model).__name__}."
+        )
     refill = max(1, lanes // 4) if refill is None else refill
     for name, value in (("lanes", lanes), ("chunk", chunk), ("refill", refill)):
-        check_positive(name, value)
+        checks.check_positive(name, value)
     return _stream(model, iter(sequences), lanes, chunk, min(refill, lanes))
 
 
-def stream_batch(
-    model: ACT | LFACT | Repeat, sequences: Iterable[np.ndarray], **options
-) -> list[Result]:
+def stream_batch(model: Streamable, sequences: Iterable[Any], **options) -> list[Result]:
     """`stream` over all `sequences`, the results in their order.
 
     Args:
@@ -104,7 +112,7 @@ class _Open(NamedTuple):
     """A sequence that a lane is at work on."""
 
     index: int
-    inputs: np.ndarray
+    inputs: list  # leaves [T, ...]
     begun: int  # inputs that have been admitted
     length: int  # of them, those in the chunk at work
     found: list  # what the chunks before gave
@@ -112,7 +120,13 @@ class _Open(NamedTuple):
 
 def _stream(model, sequences, lanes, chunk, refill):
     numbered = enumerate(sequences)
-    state, open_at, free = _blank(model, lanes, chunk), {}, list(range(lanes))
+    first = next(numbered, None)
+    if first is None:
+        return
+    like = _Like.of(first[1])
+    like.checked(*first)
+    numbered = itertools.chain([first], numbered)
+    state, open_at, free = _blank(model, like.blank(lanes, chunk)), {}, list(range(lanes))
     waiting = []  # lanes whose sequence goes on
     while True:
         admitted = []
@@ -123,44 +137,87 @@ def _stream(model, sequences, lanes, chunk, refill):
             if index is None:
                 break
             lane = free.pop()
-            open_at[lane] = _Open(index, _checked(model, index, inputs), 0, 0, [])
+            open_at[lane] = _Open(index, like.checked(index, inputs), 0, 0, [])
             admitted.append((lane, True))
         if not open_at:
             return
-        rows = np.zeros((refill, chunk, model.in_features), np.float32)
+        rows = like.blank(refill, chunk)
         lane_of, length = np.full(refill, lanes), np.zeros(refill, np.int32)
         fresh = np.zeros(refill, bool)
         for row, (lane, new) in enumerate(admitted):
             entry = open_at[lane]
-            piece = entry.inputs[entry.begun : entry.begun + chunk]
-            rows[row, : len(piece)] = piece
-            lane_of[row], length[row], fresh[row] = lane, len(piece), new
-            open_at[lane] = entry._replace(begun=entry.begun + len(piece), length=len(piece))
+            count = min(chunk, len(entry.inputs[0]) - entry.begun)
+            for leaf, given in zip(jax.tree.leaves(rows), entry.inputs, strict=True):
+                leaf[row, :count] = given[entry.begun : entry.begun + count]
+            lane_of[row], length[row], fresh[row] = lane, count, new
+            open_at[lane] = entry._replace(begun=entry.begun + count, length=count)
         more = bool(free) and len(admitted) == refill  # there may be others to serve at once
-        state, done, found = _turn(model, state, rows, lane_of, length, fresh, more, chunk)
-        done, found = jax.device_get((done, found))
+        state, done, found, final = _turn(model, state, rows, lane_of, length, fresh, more)
+        done, found, final = jax.device_get((done, found, final))
         for row in range(refill):
             lane = int(done[row])
             if lane == lanes:
                 continue
             entry = open_at[lane]
-            entry.found.append([leaf[row, : entry.length] for leaf in found])
-            if entry.begun < len(entry.inputs):
+            entry.found.append(_row(found, (row, slice(entry.length))))
+            if entry.begun < len(entry.inputs[0]):
                 waiting.append(lane)
                 continue
             del open_at[lane]
             free.append(lane)
-            yield Result(entry.index, *map(np.concatenate, zip(*entry.found, strict=True)))
+            joined = jax.tree.map(lambda *pieces: np.concatenate(pieces), *entry.found)
+            yield Result(entry.index, *joined, _row(final, row))
 
 
-def _checked(model, index: int, inputs: Any) -> np.ndarray:
-    inputs = np.asarray(inputs, np.float32)
-    if inputs.ndim != 2 or inputs.shape[1] != model.in_features or not len(inputs):
-        raise ValueError(
-            f"sequences must have shape [time, {model.in_features}] with at least one input, "
-            f"got {inputs.shape} at place {index}."
-        )
-    return inputs
+def _row(tree, at):
+    return jax.tree.map(lambda leaf: leaf[at], tree)
+
+
+class _Like(NamedTuple):
+    """What all sequences have in common."""
+
+    tree: Any
+    shapes: list  # of one input, a leaf each
+    dtypes: list
+
+    @classmethod
+    def of(cls, sequence: Any) -> "_Like":
+        leaves, tree = jax.tree.flatten(_arrays(sequence))
+        dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
+        return cls(tree, [leaf.shape[1:] for leaf in leaves], dtypes)
+
+    def blank(self, rows: int, chunk: int) -> Any:
+        both = zip(self.shapes, self.dtypes, strict=True)
+        return self.tree.unflatten(np.zeros((rows, chunk, *s), dtype) for s, dtype in both)
+
+    def checked(self, index: int, sequence: Any) -> list:
+        """The arrays of one sequence."""
+        leaves, tree = jax.tree.flatten(_arrays(sequence))
+        shapes = [leaf.shape for leaf in leaves]
+        lengths = {shape[:1] for shape in shapes}
+        fits = tree == self.tree and [shape[1:] for shape in shapes] == self.shapes
+        if not fits or len(lengths) != 1 or lengths & {(), (0,)}:
+            axes = [str(["time", *shape]).replace("'", "") for shape in self.shapes]
+            raise ValueError(
+                f"sequences must have shape {' and '.join(axes)} with at least one input, "
+                f"got {' and '.join(map(str, shapes))} at place {index}."
+            )
+        for leaf, dtype in zip(leaves, self.dtypes, strict=True):
+            given = jax.dtypes.canonicalize_dtype(leaf.dtype)
+            if given != dtype and not (
+                jnp.issubdtype(given, jnp.integer) and jnp.issubdtype(dtype, jnp.floating)
+            ):
+                raise ValueError(
+                    f"sequences must all be of the dtype of the first, {dtype}, "
+                    f"got {given} at place {index}."
+                )
+        return leaves
+
+
+def _arrays(sequence: Any) -> Any:
+    """A list of numbers is an array, as any array-like is; a dict or a tuple of them a pytree."""
+    is_list = lambda node: isinstance(node, list)
+    return jax.tree.map(np.asarray, sequence, is_leaf=is_list)
 
 
 # --- On the device -----------------------------------------------------------------------------
@@ -170,41 +227,47 @@ class _State(NamedTuple):
     """What stays on the device between turns."""
 
     lanes: Lanes
-    inputs: Array  # [lanes, chunk, ...], projected
+    inputs: list  # [lanes, chunk, ...] each, projected
     outputs: Outputs
     served: Array  # bool [lanes], at work or done but not handed out
     iterations: Array  # int32, of the last turn
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _blank(model, lanes: int, chunk: int) -> _State:
-    plan, data, _ = _loop(model, lanes, chunk)
+@jax.jit
+def _blank(model, xs) -> _State:
+    """The lanes without work; xs are blank inputs for each, ``[lanes, chunk, ...]``."""
+    plan, data, _ = _loop(model, xs)
     registers = start(plan, data, like_inputs(data.state))
     outputs = no_outputs(plan, data, registers, like_inputs(data.state))
-    inputs = data.xs[0].reshape(lanes, chunk, -1)
-    return _State(registers, inputs, outputs, jnp.zeros(lanes, bool), jnp.int32(0))
+    inputs = [leaf.reshape(plan.lanes, plan.time, *leaf.shape[1:]) for leaf in data.xs]
+    return _State(registers, inputs, outputs, jnp.zeros(plan.lanes, bool), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnums=7, donate_argnums=1)
-def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
-    """Admits chunks and ponders until as many lanes are done, or all: ``(state, done, found)``.
+@functools.partial(jax.jit, donate_argnums=1)
+def _turn(model, state: _State, rows, lane_of, length, fresh, more):
+    """Admits chunks and ponders until as many lanes are done, or all.
 
     Args:
-      rows: inputs ``[R, chunk, in_features]`` of the chunks, and `length` ``[R]`` of each.
+      rows: inputs ``[R, chunk, ...]`` of the chunks, and `length` ``[R]`` of each.
       lane_of: int ``[R]``, the lane of each; one past the last for none.
       fresh: bool ``[R]``, whether a sequence begins with it.
       more: whether to return at once, since there are more chunks to admit.
 
     Returns:
-      `done` int ``[R]``, lanes whose chunk is done, one past the last for none, and of each the
-      outputs, N and R, ``[R, chunk, ...]``.
+      ``(state, done, found, final)``: `done` int ``[R]``, lanes whose chunk is done, one past the
+      last for none, and of each the outputs, N and R, ``[R, chunk, ...]``, and the state after the
+      chunk's last input, ``[R, ...]``.
     """
     count, refill = state.served.size, len(lane_of)
-    plan, data, read = _loop(model, count, chunk)
-    projected = _flatten(model, rows)[1].xs[0]
+    blank = lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype)
+    plan, data, ready = _loop(model, jax.tree.map(blank, rows))
+    chunk = plan.time
     put = lambda leaf, new: leaf.at[lane_of].set(new, mode="drop")
-    inputs = put(state.inputs, projected.reshape(refill, chunk, -1))
-    data = data._replace(xs=[inputs.reshape(count * chunk, -1)])
+    given = jax.tree.leaves(model.for_stream(rows).inputs)
+    inputs = [
+        put(leaf, new.astype(leaf.dtype)) for leaf, new in zip(state.inputs, given, strict=True)
+    ]
+    data = data._replace(xs=[lax.collapse(leaf, 0, 2) for leaf in inputs])
 
     was = state.lanes
     admitted = jnp.zeros(count, bool).at[lane_of].set(True, mode="drop")
@@ -242,68 +305,72 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
-    # Nothing halts what is only repeated: `Repeat` has no remainder.
-    remainder = outputs.remainder * (not isinstance(model, Repeat))
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
-    found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
+    states = ready.unflatten(list(map(by_lane, outputs.states)))
+    remainder = by_lane(outputs.remainder)
+    remainder = remainder if ready.halts else jnp.zeros_like(remainder)
+    found = ready.read(states)[1], by_lane(outputs.steps), remainder
+    if plan.layers:
+        row = plan.output_row(lanes.position[lane] - 1)
+        deepest = ready.unflatten([leaf[row] for leaf in outputs.layers])
+        final = Layers(deepest, outputs.steps[row])
+    else:
+        final = ready.read(ready.unflatten([leaf[lane] for leaf in lanes.state]))[0]
     served = served.at[handed].set(False, mode="drop")
-    return _State(lanes, inputs, outputs, served, i), handed, found
+    return _State(lanes, inputs, outputs, served, i), handed, found, final
 
 
 def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted, new) -> Outputs:
-    """What the first input of an admitted chunk finds below: what the last one before it left."""
+    """What the first input of an admitted chunk finds below: what the last one before it left.
+
+    The chunk's own places are cleared: layers are zeros up to the limit.
+    """
     begin = jnp.arange(plan.batch) * (plan.time + 1)
     end = plan.output_row(was.position)  # of the chunk before, where its lane has stayed
+    cleared = jnp.repeat(admitted, plan.time + 1)
 
     def carried(leaf, first):
         rows = jnp.where(per_row(new, first), first.astype(leaf.dtype), leaf[end])
+        leaf = jnp.where(per_row(cleared, leaf), 0, leaf)
         return leaf.at[jnp.where(admitted, begin, plan.output_rows)].set(rows, mode="drop")
 
     layers = list(map(carried, outputs.layers, data.below))
     return outputs._replace(layers=layers, steps=carried(outputs.steps, data.count))
 
 
-def _loop(model, lanes: int, chunk: int):
-    """The plan of a loop over `lanes` chunks, its arrays with blank inputs, and how outputs are
-    read from the leaves of its states."""
-    flat, data, means, read = _flatten(model, jnp.zeros((lanes, chunk, model.in_features)))
-    limits = {ACT: "max_steps", LFACT: "max_layers", Repeat: "repeats"}
-    limit = next(getattr(model, name) for kind, name in limits.items() if isinstance(model, kind))
-    plan = make_plan(
-        flat,
-        data,
-        batch=lanes,
-        time=chunk,
-        lanes=lanes,
-        max_steps=limit,
-        rule=_rule(model),
-        averaged=means,
-        segment=None,
-    )
-    return plan, data, read
+class _Ready(NamedTuple):
+    """How results are read from the leaves of the loop's states."""
+
+    unflatten: Callable
+    read: Callable
+    halts: bool
 
 
-def _rule(model):
-    if isinstance(model, Repeat):
-        return FixedSteps(model.repeats)
-    return Graves(model.epsilon) if model.rule is None else model.rule
-
-
-def _flatten(model, xs):
-    """The model's step on flat lists, the loop's arrays, which leaves leave their mean behind, and
-    how outputs are read."""
-    rows, chunk = xs.shape[:2]
-    if isinstance(model, LFACT):
-        step, params, layers, inputs = model.prepare_layers(xs)
-        step, cell, count = dataclasses.replace(step, masked=False), step.cell, layers.count
-        flat, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, inputs)
+def _loop(model, xs) -> tuple[Plan, Data, _Ready]:
+    """The plan of a loop over ``[lanes, chunk, ...]`` inputs, its arrays, and what reads them."""
+    ready: Prepared = model.for_stream(xs)
+    step, params, state, inputs, max_steps, read, epsilon, rule, halts = ready
+    lanes, chunk = checks.check_rows("inputs", inputs, 2)
+    checks.check_limits(max_steps, epsilon)
+    rule = Graves(epsilon) if rule is None else rule
+    x = jax.tree.map(lambda leaf: leaf[:, 0], inputs)
+    row = lambda dtype: jax.ShapeDtypeStruct((lanes,), dtype)
+    if isinstance(state, Layers):
+        max_steps, count = checks.check_layers(state, lanes), state.count
+        checks.check_step(step, params, state.deepest, x, state, row(jnp.int32))
+        checks.check_rule(rule, state.deepest)
+        flat, weights, state, below, xs, unflatten = flatten_layers(step, params, state, inputs)
         means = (False,) * len(state)
     else:
-        cell, params, state, inputs = model.prepare(xs, None, getattr(model, "halt", None))
-        means = averaged(_rule(model).mean, state)
-        flat, weights, state, xs, unflatten = flatten(cell, params, state, inputs)
+        checks.check_state(state, lanes)
+        checks.check_step(step, params, state, x, row(bool))
+        checks.check_rule(rule, state)
+        means = averaged(rule.mean, state)
+        flat, weights, state, xs, unflatten = flatten(step, params, state, inputs)
         below, count = [], None
-    xs = [leaf.reshape(rows * chunk, *leaf.shape[2:]) for leaf in xs]
-    none, order = jnp.zeros(rows, jnp.int32), jnp.arange(rows, dtype=jnp.int32)
+    xs = [lax.collapse(leaf, 0, 2) for leaf in xs]
+    none, order = jnp.zeros(lanes, jnp.int32), jnp.arange(lanes, dtype=jnp.int32)
     data = Data(weights, state, xs, below, count, none, order)
-    return flat, data, means, lambda states: cell.read(unflatten(states))[1]
+    static = dict(batch=lanes, time=chunk, lanes=lanes, max_steps=max_steps, rule=rule)
+    plan = make_plan(flat, data, **static, averaged=means, segment=None)
+    return plan, data, _Ready(unflatten, read, halts)

@@ -108,3 +108,16 @@ def test_halves_and_lengths_that_do_not_fit_are_refused():
         model(XS, steps=S, lengths=jnp.array([2, 0, 5]))
     with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         model(XS, steps=0)
+
+
+def test_halves_that_share_variables_are_refused():
+    """`jax.grad` and an optimizer would train two copies of what was one."""
+    encoder, decoder, model = make("act"), make("act"), make("act")
+    decoder.cell.dense_h = encoder.cell.dense_h
+    for pair in ((model, model), (encoder, decoder)):
+        with pytest.raises(ValueError, match="model must hold each variable once"):
+            actjax.Seq2Seq(*pair)
+    later = actjax.Seq2Seq(make("act"), make("act"))
+    later.decoder = later.encoder
+    with pytest.raises(ValueError, match="model must hold each variable once"):
+        later(XS, steps=S)

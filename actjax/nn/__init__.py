@@ -3,8 +3,9 @@
 from actjax.nn.act import ACT as ACT
 from actjax.nn.act import RNN as RNN
 from actjax.nn.act import Repeat as Repeat
+from actjax.nn.cells import Recurrent as Recurrent
 from actjax.nn.lfact import LFACT as LFACT
 from actjax.nn.seq2seq import Decoded as Decoded
 from actjax.nn.seq2seq import Seq2Seq as Seq2Seq
 
-__all__ = ["ACT", "LFACT", "RNN", "Decoded", "Repeat", "Seq2Seq"]
+__all__ = ["ACT", "LFACT", "RNN", "Decoded", "Recurrent", "Repeat", "Seq2Seq"]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._checks import check_choice, check_limits, check_positive
+from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
-from actjax.halting import Ponder, Rule, halting_dtype
+from actjax.halting import FixedSteps, Ponder, Rule, halting_dtype
 from actjax.nn.cells import Recurrent
 
 
@@ -68,19 +69,28 @@ class ACT(Recurrent):
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, xs, *, initial_state=None, lengths=None):
+    def __call__(self, xs, *, initial_state=None, lengths=None, rngs=None):
         """Runs over whole sequences.
 
         Args:
           xs: float ``[B, T, in_features]``.
-          initial_state: the cell's carry, each array ``[B, hidden_features]``; zeros by default.
+          initial_state: the cell's carry, each array ``[B, hidden_features]``; by default the
+            cell's own, zeros for Flax's.
           lengths: int ``[B]``, how many inputs of each sequence are real; all by default.
+          rngs: what a cell with noise, such as `nnx.Dropout`, draws from: an `nnx.Rngs`, a PRNG
+            key, or a mapping from streams to keys. Every sequence, input and ponder step has draws
+            of its own. Sequence b has the key ``jax.random.fold_in(key, b)``; a key for each
+            sequence, ``[B]``, makes it the same wherever it stands.
 
         Returns:
           ``(final_state, outputs, ponder)``: the carry after each sequence's last input, the
           outputs ``[B, T, hidden_features]``, and the `Ponder` record ``[B, T]``.
+
+        Raises:
+          ValueError: an argument of the wrong shape, a cell that changes its variables when it is
+            called (as `nnx.BatchNorm` does in training), or one that draws noise without `rngs`.
         """
-        step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths)
+        step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
         final, states, ponder = unroll(
             step,
             params,
@@ -94,6 +104,11 @@ class ACT(Recurrent):
             lanes=self.lanes,
         )
         return step.read(final)[0], step.read(states)[1], ponder
+
+    def for_stream(self, xs) -> Prepared:
+        """What `actjax.stream` runs."""
+        step, *rest = self.prepare(xs, halt=self.halt)
+        return Prepared(step, *rest, self.max_steps, step.read, self.epsilon, self.rule)
 
 
 class Repeat(Recurrent):
@@ -129,14 +144,21 @@ class Repeat(Recurrent):
         check_positive("repeats", repeats)
         self.repeats = repeats
 
-    def __call__(self, xs, *, initial_state=None, lengths=None):
+    def __call__(self, xs, *, initial_state=None, lengths=None, rngs=None):
         """As `ACT.__call__`."""
-        step, params, state, inputs = self.prepare(xs, initial_state, None, lengths)
+        step, params, state, inputs = self.prepare(xs, initial_state, None, lengths, rngs)
         final, states, steps = repeat(
             step, params, state, inputs, repeats=self.repeats, lengths=lengths
         )
-        ponder = Ponder(steps, jnp.zeros_like(steps, halting_dtype(inputs.dtype)))
-        return step.read(final)[0], step.read(states)[1], ponder
+        outputs = step.read(states)[1]
+        ponder = Ponder(steps, jnp.zeros_like(steps, halting_dtype(outputs.dtype)))
+        return step.read(final)[0], outputs, ponder
+
+    def for_stream(self, xs) -> Prepared:
+        """What `actjax.stream` runs."""
+        step, *rest = self.prepare(xs)
+        rule = FixedSteps(self.repeats)
+        return Prepared(step, *rest, self.repeats, step.read, rule=rule, halts=False)
 
 
 class RNN(Repeat):

@@ -27,11 +27,14 @@ from flax import nnx
 
 from actjax._checks import check_choice, check_like, check_limits, check_positive
 from actjax._layers import Layers
-from actjax._loop.rows import cast
+from actjax._loop.rows import cast, is_float
+from actjax._streamable import Prepared
 from actjax._unroll import unroll_layers
+from actjax._variables import renewed
 from actjax.halting import Ponder, Rule, halting_dtype
 from actjax.nn.attention import ATTEND, Attention, transmission
-from actjax.nn.cells import CellStep, Recurrent
+from actjax.nn.cells import CellStep, Recurrent, check_call
+from actjax.nn.noise import by_row, input_keys
 
 COMBINE = ("affine", "mlp")
 
@@ -40,25 +43,35 @@ COMBINE = ("affine", "mlp")
 class LayerStep:
     """One layer of LFACT, as `unroll_layers` wants it; equal settings are equal steps.
 
-    Its parameters are ``(cell, combine, attention, halt)``: the cell f with the products of its
-    inputs taken, g, `Attention`, and the halting unit. `attend` and `masked` are as in
-    `transmission`.
+    Its parameters are ``(modules, attention)``: the cell f with the products of its inputs taken, g
+    and the halting unit, and `Attention`. `attend` and `masked` are as in `transmission`; with
+    streams of `noise` an input is ``(x, keys)``, as in `CellStep`.
     """
 
     cell: CellStep
     attend: str
     masked: bool
+    noise: tuple[str, ...] = ()
 
     def __call__(self, params, state, x, below, n):
-        cell, combine, attention, halt = params
-        carry, query = self.cell.read(state)
+        modules, attention = params
+        _, query = self.cell.read(state)
         leaf = -1 if self.cell.output is None else self.cell.output
         transmitted = transmission(
             attention, query, below, n, attend=self.attend, leaf=leaf, masked=self.masked
         )
+        if not self.noise:
+            return self.apply(renewed(modules), state, x, transmitted)
+        x, keys = x
+        return by_row(self.apply, modules, self.noise, keys, n, state, x, transmitted)
+
+    def apply(self, modules, state, x, transmitted):
+        """The layer, of what is transmitted to it, with modules that it may write."""
+        carry, _ = self.cell.read(state)
         received, y = self.cell.read(transmitted)
-        carry, output = cell(combine(carry, received), x)
-        h = halt(output, y)[:, 0]
+        combined = modules["combine"](carry, received)
+        carry, output = self.cell.advance(modules["cell"], combined, x)
+        h = modules["halt"](output, y)[:, 0]
         return self.cell.state(carry, output), jax.nn.sigmoid(h.astype(halting_dtype(h.dtype)))
 
 
@@ -158,7 +171,14 @@ class LFACT(Recurrent):
             check_positive("lanes", lanes)
         self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
         self.rule, self.loop, self.lanes = rule, loop, lanes
-        features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.initial_carry(1)))
+        carry = jax.tree.leaves(self.initial_carry(1))
+        if any(leaf.ndim != 2 or not is_float(leaf) for leaf in carry):
+            found = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in carry]
+            raise ValueError(
+                "cell must carry float arrays of shape [batch, features], to be combined, "
+                f"got {' and '.join(found)}."
+            )
+        features = sum(leaf.shape[-1] for leaf in carry)
         self.combine = Combine(features, combine, activation, dtype=dtype, rngs=rngs)
         vector = lambda shape, scale: nnx.Param(scale * rngs.params.normal(shape))
         self.query = vector((hidden_features,), 1.0)
@@ -169,7 +189,8 @@ class LFACT(Recurrent):
 
     def initial_state(self, batch_size: int) -> Layers:
         """What the first input finds below: one layer, the cell's state before any input."""
-        return self.prepare_layers(jnp.zeros((batch_size, 1, self.in_features)))[2]
+        _, _, state, _ = self._enter(jnp.zeros((batch_size, 1, self.in_features)), None, None)
+        return self.as_layers(state)
 
     def as_layers(self, state: Any) -> Layers:
         """A state of the cell, ``[B, hidden_features]`` each, as the only layer of a step."""
@@ -177,28 +198,32 @@ class LFACT(Recurrent):
         pad = lambda leaf: jnp.pad(leaf[:, None], ((0, 0), (0, self.max_layers - 1), (0, 0)))
         return Layers(jax.tree.map(pad, state), jnp.ones(leaves[0].shape[0], jnp.int32))
 
-    def __call__(self, xs, *, initial_state=None, lengths=None):
+    def __call__(self, xs, *, initial_state=None, lengths=None, rngs=None):
         """Runs over whole sequences.
 
         Args:
           xs: float ``[B, T, in_features]``.
           initial_state: a `Layers` record as this method returns it; see `initial_state` for the
             default.
-          lengths: int ``[B]``, how many inputs of each sequence are real; all by default.
+          lengths, rngs: as in `ACT.__call__`.
 
         Returns:
           ``(final_state, outputs, ponder)``: the `Layers` of each sequence's last input, the
           deepest layers' outputs ``[B, T, hidden_features]``, and the `Ponder` record ``[B, T]``.
         """
-        final, layers, ponder = self.layers(xs, initial_state=initial_state, lengths=lengths)
+        final, layers, ponder = self.layers(
+            xs, initial_state=initial_state, lengths=lengths, rngs=rngs
+        )
         return final, layers.deepest, ponder
 
-    def layers(self, xs, *, initial_state=None, lengths=None) -> tuple[Layers, Layers, Ponder]:
+    def layers(
+        self, xs, *, initial_state=None, lengths=None, rngs=None
+    ) -> tuple[Layers, Layers, Ponder]:
         """As `__call__`, but with the outputs of all layers, ``[B, T, L, hidden_features]``.
 
         They are what the loss of eq 6 looks at; see `actjax.losses.over_layers`.
         """
-        step, params, start, inputs = self.prepare_layers(xs, initial_state, lengths)
+        step, params, start, inputs = self.prepare_layers(xs, initial_state, lengths, rngs)
         final, layers, ponder = unroll_layers(
             step,
             params,
@@ -214,9 +239,16 @@ class LFACT(Recurrent):
         layers = Layers(outputs(layers.states), layers.count, outputs(layers.top))
         return final, layers, ponder
 
-    def prepare_layers(self, xs, initial_state=None, lengths=None):
-        """Returns ``(step, params, layers, inputs)`` for `unroll_layers`."""
-        step, (cell, _, _), state, inputs = self.prepare(xs, None, None, lengths)
+    def for_stream(self, xs) -> Prepared:
+        """What `actjax.stream` runs."""
+        step, *rest = self.prepare_layers(xs)
+        step = dataclasses.replace(step, masked=False)
+        read = step.cell.read
+        return Prepared(step, *rest, self.max_layers, read, self.epsilon, self.rule)
+
+    def prepare_layers(self, xs, initial_state=None, lengths=None, rngs=None):
+        """Returns ``(step, params, layers, inputs)`` for `unroll_layers`, as `prepare` does."""
+        cell_step, (cell, _), state, inputs = self._enter(xs, None, lengths)
         layers = self.as_layers(state)
         if initial_state is not None:
             top = getattr(initial_state, "top", None)
@@ -224,6 +256,10 @@ class LFACT(Recurrent):
             states = cast(initial_state.states, layers.states)
             layers = Layers(states, initial_state.count)
         attention = Attention(self.query[...], self.key[...], self.score_bias[...], self.score[...])
-        step = LayerStep(step, self.attend, masked=self.loop == "scan")
-        params = cell, self.combine, attention, self.halt
-        return step, params, layers, inputs
+        modules = {"cell": cell, "combine": self.combine, "halt": self.halt}
+        step = LayerStep(cell_step, self.attend, masked=self.loop == "scan")
+        noise = check_call(step.apply, modules, rngs, state, inputs[:, 0], state)
+        if noise:
+            step = dataclasses.replace(step, noise=noise)
+            inputs = inputs, input_keys(rngs, noise, *inputs.shape[:2])
+        return step, (modules, attention), layers, inputs

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from actjax._checks import check_lengths, check_positive
+from actjax._checks import check_lengths, check_positive, check_unshared
 from actjax._layers import Layers
 from actjax._loop.rows import last_inputs
 from actjax.halting import Ponder
+from actjax.nn.noise import fold
 
 
 class Decoded(NamedTuple):
@@ -51,7 +52,7 @@ class Seq2Seq(nnx.Module):
         limit. It reads inputs of the encoder's size.
 
     Raises:
-      ValueError: the decoder does not fit the encoder.
+      ValueError: the decoder does not fit the encoder, or shares variables with it.
 
     >>> import actjax
     >>> make = lambda: actjax.ACT(3, 8, max_steps=5, rngs=nnx.Rngs(0))
@@ -71,9 +72,15 @@ class Seq2Seq(nnx.Module):
                 f"got {decoder.in_features} into {shape(decoder)}."
             )
         self.encoder, self.decoder = encoder, decoder
+        self._check_unshared()
         self.hidden_features = decoder.hidden_features
 
-    def __call__(self, xs: Array, *, steps: int, lengths: Array | None = None) -> Decoded:
+    def _check_unshared(self) -> None:
+        check_unshared("model", {"encoder": self.encoder, "decoder": self.decoder})
+
+    def __call__(
+        self, xs: Array, *, steps: int, lengths: Array | None = None, rngs: Any = None
+    ) -> Decoded:
         """Decodes with the last ground truth as the input of every step, as in the paper.
 
         Args:
@@ -81,14 +88,16 @@ class Seq2Seq(nnx.Module):
           steps: S, how many steps to decode.
           lengths: int ``[B]``, how many inputs of each sequence are real, at least 1; all by
             default. The last real one is fed to the decoder.
+          rngs: what noise is drawn from, as in `ACT`; encoder and decoder draw apart.
         """
         check_positive("steps", steps)
-        state, last, encoder = self._encode(xs, lengths)
+        noise, own = _part(rngs)
+        state, last, encoder = self._encode(xs, lengths, **noise)
         fed = jnp.broadcast_to(last[:, None], (len(xs), steps, *last.shape[1:]))
         if hasattr(self.decoder, "layers"):
-            _, layers, decoder = self.decoder.layers(fed, initial_state=state)
+            _, layers, decoder = self.decoder.layers(fed, initial_state=state, **own)
             return Decoded(layers.deepest, encoder, decoder, layers)
-        _, outputs, decoder = self.decoder(fed, initial_state=state)
+        _, outputs, decoder = self.decoder(fed, initial_state=state, **own)
         return Decoded(outputs, encoder, decoder)
 
     def generate(
@@ -99,11 +108,12 @@ class Seq2Seq(nnx.Module):
         steps: int,
         key: Array | None = None,
         lengths: Array | None = None,
+        rngs: Any = None,
     ) -> tuple[Array, Decoded]:
         """Decodes freely: what the decoder says at one step is its input at the next.
 
         Args:
-          xs, steps, lengths: as in `__call__`. The first step is fed the last ground truth.
+          xs, steps, lengths, rngs: as in `__call__`. The first step is fed the last ground truth.
           feed: ``(outputs, key) -> inputs``: from the decoder's outputs ``[B, hidden_features]``
             to its next inputs ``[B, in_features]``, the sampled or the likeliest prediction.
           key: PRNG key; step s gets ``fold_in(key, s)``. A fixed one by default, for a `feed`
@@ -115,11 +125,13 @@ class Seq2Seq(nnx.Module):
         """
         check_positive("steps", steps)
         key = jax.random.key(0) if key is None else key
-        state, last, encoder = self._encode(xs, lengths)
+        noise, own = _part(rngs)
+        state, last, encoder = self._encode(xs, lengths, **noise)
 
         def one_step(carry, s):
             state, fed = carry
-            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state)
+            noise = {name: fold(rngs, s) for name, rngs in own.items()}
+            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state, **noise)
             outputs, ponder = jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
             fed = feed(outputs, jax.random.fold_in(key, s)).astype(fed.dtype)
             return (state, fed), (fed, outputs, ponder)
@@ -128,13 +140,19 @@ class Seq2Seq(nnx.Module):
         inputs, outputs, decoder = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
         return inputs, Decoded(outputs, encoder, decoder)
 
-    def _encode(self, xs: Array, lengths: Array | None) -> tuple[Any, Array, Ponder]:
+    def _encode(self, xs: Array, lengths: Array | None, **noise) -> tuple[Any, Array, Ponder]:
         """The encoder's last state, each sequence's last input, and the encoder's record."""
+        self._check_unshared()
         if lengths is None:
-            state, _, ponder = self.encoder(xs)
+            state, _, ponder = self.encoder(xs, **noise)
             return state, xs[:, -1], ponder
         given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
         if not isinstance(given, jax.core.Tracer) and min(given) < 1:
             raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
-        state, _, ponder = self.encoder(xs, lengths=lengths)
+        state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
         return state, last_inputs(jnp.asarray(xs), lengths), ponder
+
+
+def _part(rngs: Any) -> tuple[dict, dict]:
+    """What encoder and decoder are given to draw from; nothing where nothing is."""
+    return ({}, {}) if rngs is None else ({"rngs": fold(rngs, 0)}, {"rngs": fold(rngs, 1)})

@@ -1,0 +1,78 @@
+"""The variables of the Flax modules in a pytree: which there are, and what a call does to them.
+
+A loop calls its step again and again with the parameters it was given, so nothing that a call
+writes into a variable would be found by the next.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+
+class Touched(NamedTuple):
+    """What a call did to the variables that it was given.
+
+    Attributes:
+      written: path and kind of each variable that was changed or made.
+      drawn: of those that are streams of noise, their tags, each once and in order.
+    """
+
+    written: tuple[tuple[str, str], ...]
+    drawn: tuple[str, ...]
+
+
+def renewed(tree: Any) -> Any:
+    """A copy of the modules in `tree` that may be written in the trace at work."""
+    return jax.tree.map(lambda leaf: leaf, tree)
+
+
+def variables(tree: Any) -> dict[str, nnx.Variable]:
+    """The variables of `tree` by path, as "cell.dense_i.kernel"; one that is shared comes twice."""
+    return {path: v for path, v in _nodes(tree, nnx.Variable) if isinstance(v, nnx.Variable)}
+
+
+def shared_variable(tree: Any) -> tuple[str, str] | None:
+    """Two places of one variable, if there is one that has two; streams of noise may."""
+    seen = {}
+    for path, variable in variables(tree).items():
+        if not isinstance(variable, nnx.RngState) and seen.setdefault(id(variable), path) != path:
+            return seen[id(variable)], path
+    return None
+
+
+def observed(call: Callable, tree: Any) -> tuple[Any, Touched]:
+    """``call(tree)`` and what it did to the variables of `tree`, which must be its own to write.
+
+    `nnx.WeightNorm` writes the normalized weights back, which is how it computes, not a state.
+    """
+    normed = [path + "." for path, v in _nodes(tree, nnx.WeightNorm) if type(v) is nnx.WeightNorm]
+    before = {path: _contents(variable) for path, variable in variables(tree).items()}
+    result = call(tree)
+    written, drawn = [], {}
+    for path, variable in variables(tree).items():
+        if path in before and _same(before[path], _contents(variable)):
+            continue
+        if isinstance(variable, nnx.RngState):
+            drawn[variable.tag] = None
+        elif not (isinstance(variable, nnx.Param) and path.startswith(tuple(normed))):
+            written.append((path, type(variable).__name__))
+    return result, Touched(tuple(written), tuple(drawn))
+
+
+def _nodes(tree: Any, kind: type) -> list[tuple[str, Any]]:
+    is_kind = lambda node: isinstance(node, kind)
+    found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_kind)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return [(name(path), node) for path, node in found]
+
+
+def _contents(variable: nnx.Variable) -> tuple[list, Any]:
+    return jax.tree.flatten(variable.get_raw_value())
+
+
+def _same(before: tuple[list, Any], after: tuple[list, Any]) -> bool:
+    """Whether nothing was written: what is written is another object, even of equal value."""
+    (old, old_tree), (new, new_tree) = before, after
+    return old_tree == new_tree and all(a is b for a, b in zip(old, new, strict=True))
