@@ -15,6 +15,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 
 from actjax import _checks as checks
+from actjax._loop.devices import beside
 from actjax._loop.rows import fill_padding
 from actjax._variables import observed, renewed
 from actjax.halting import halting_dtype
