@@ -241,7 +241,8 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
     # Nothing halts what is only repeated, so there is no remainder.
-    remainder = outputs.remainder * (not isinstance(model, Repeat))
+    nothing = isinstance(model, Repeat)
+    remainder = jnp.zeros_like(outputs.remainder) if nothing else outputs.remainder
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
     found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
     served = served.at[handed].set(False, mode="drop")

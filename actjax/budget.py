@@ -152,6 +152,7 @@ def hold(
         move = integral * jnp.clip(jnp.log(state.ponder / ponder), -1.0, 1.0)
         log_dual = jnp.log(state.dual) + move
         dual = jnp.exp(jnp.clip(log_dual, jnp.log(min_tau), jnp.log(max_tau)))
+        measured = jnp.asarray(measured, jnp.float32)
         error = jnp.maximum(jnp.log(measured / ponder), LEAST_ERROR)
         pressed = jnp.clip(1.0 + proportional * error, 0.0, 1.0)
         return state._replace(tau=dual * pressed, dual=dual)
@@ -201,8 +202,9 @@ def _start(tau: ArrayLike) -> TauState:
 def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
     """Counts the update and moves the running mean: a plain mean until `window` updates are in."""
     updates = state.updates + 1
-    weight = 1.0 / jnp.minimum(updates, window)
-    return state._replace(ponder=state.ponder + weight * (ponder - state.ponder), updates=updates)
+    weight = 1.0 / jnp.minimum(updates, window).astype(jnp.float32)
+    ponder = state.ponder + weight * (jnp.asarray(ponder, jnp.float32) - state.ponder)
+    return state._replace(ponder=ponder, updates=updates)
 
 
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):

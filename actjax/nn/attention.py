@@ -71,10 +71,10 @@ def transmission(
 
 
 def _attend_masked(leaf, attention, query, layer, states, count):
-    query = attention.query * query + attention.bias
-    hidden = jax.nn.sigmoid(query[:, None] + attention.key * states[leaf])
+    query = attention.query[None] * query + attention.bias[None]
+    hidden = jax.nn.sigmoid(query[:, None] + attention.key[None, None] * states[leaf])
     beta = ((layer @ attention.score)[:, None] * hidden).sum(-1)
-    seen = jnp.arange(beta.shape[1]) < count[:, None]
+    seen = jnp.arange(beta.shape[1])[None] < count[:, None]
     beta = jnp.where(seen, beta.astype(halting_dtype(beta.dtype)), -jnp.inf)
     alpha = jax.nn.softmax(beta, axis=-1)
     mean = lambda s: jnp.einsum("rl,rl...->r...", alpha.astype(s.dtype), s)
@@ -106,7 +106,7 @@ def _attend_forward(leaf, attention, query, layer, states, count):
 
     rows, limit = states[0].shape[:2]
     beta = blank(zero, (rows, limit), halting_dtype(query.dtype))
-    beta = _for_each(compared, compare, jnp.where(jnp.arange(limit) < 1, beta, -jnp.inf))
+    beta = _for_each(compared, compare, jnp.where(jnp.arange(limit)[None] < 1, beta, -jnp.inf))
     alpha = jax.nn.softmax(beta, axis=-1)
     sums = [scale(alpha[:, 0], s[:, 0]) for s in states]
     return _for_each(depth, gather, sums, begin=1), (attention, query, layer, states, count, alpha)
@@ -131,7 +131,7 @@ def _attend_backward(leaf, saved, d_means):
         state, d_row = _layer(states[leaf], i), _layer(d_beta, i)[:, None].astype(query.dtype)
         hidden = pairs.hidden(state)
         d = d_row * pairs.score * hidden * (1 - hidden)
-        d_keys = _put(d_keys, i, _layer(d_keys, i) + d * attention.key)
+        d_keys = _put(d_keys, i, _layer(d_keys, i) + d * pairs.key)
         return d_query + d, d_key + d * state, d_score + d_row * hidden, d_keys
 
     d_states = [blank(zero, s.shape, s.dtype) for s in states]
@@ -148,7 +148,7 @@ def _attend_backward(leaf, saved, d_means):
         bias=d_query.sum(0),
         score=layer.T @ d_score,
     )
-    return d_attention, d_query * attention.query, None, d_states, None
+    return d_attention, d_query * attention.query[None], None, d_states, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -158,13 +158,13 @@ class _Pairs(NamedTuple):
     """What a row brings to its scores with the layers below, ``[rows, features]`` each."""
 
     query: jax.Array
-    key: jax.Array
+    key: jax.Array  # [1, features]: the same for all
     score: jax.Array
 
     @classmethod
     def of(cls, attention, query, layer):
-        query = attention.query * query + attention.bias
-        return cls(query, attention.key, layer @ attention.score)
+        query = attention.query[None] * query + attention.bias[None]
+        return cls(query, attention.key[None], layer @ attention.score)
 
     def hidden(self, state):
         return jax.nn.sigmoid(self.query + self.key * state)

@@ -78,7 +78,7 @@ def _random_order(key: Array, rows: int, size: int) -> Array:
     sort does not. Equal words are told apart by their index, so it is a permutation always.
     """
     word = jax.random.bits(key, (rows, size), jnp.uint32)
-    index = jnp.arange(size)
+    index = jnp.arange(size)[None]
     smaller = word[:, None, :] < word[:, :, None]
-    tied_before = (word[:, None, :] == word[:, :, None]) & (index[None, :] < index[:, None])
+    tied_before = (word[:, None, :] == word[:, :, None]) & (index[:, None] < index[..., None])
     return (smaller | tied_before).sum(-1)
