@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from actjax._checks import check_choice
 from actjax._layers import Layers
 from actjax.halting import Ponder
 
@@ -164,11 +165,11 @@ def confusion(predictions: Array, targets: Array, mask: Array, *, classes: int) 
       [[1, 1], [0, 1]]
     """
     if classes < 2:
-        raise ValueError(f"classes is {classes}; it must be at least 2")
+        raise ValueError(f"classes must be an integer of at least 2, got {classes!r}.")
     if predictions.shape != targets.shape or mask.shape != targets.shape[:2]:
         raise ValueError(
-            f"predictions, targets and mask must be [B, S, K] twice and [B, S], got shapes "
-            f"{predictions.shape}, {targets.shape} and {mask.shape}"
+            "predictions, targets and mask must have shapes [B, S, K], [B, S, K] and [B, S], "
+            f"got {predictions.shape}, {targets.shape} and {mask.shape}."
         )
     pair = jnp.where(mask[..., None], targets * classes + predictions, -1)  # -1 is counted nowhere
     counts = jax.nn.one_hot(pair, classes**2, dtype=jnp.int32).sum(0, dtype=jnp.int32)
@@ -219,8 +220,7 @@ def _over_targets(loss: Array) -> Array:
 
 
 def _over_time(values: Array, mask: Array, over_time: str) -> Array:
-    if over_time not in OVER_TIME:
-        raise ValueError(f"over_time is {over_time!r}; it must be one of {', '.join(OVER_TIME)}")
+    check_choice("over_time", over_time, OVER_TIME)
     total = jnp.where(mask, values, 0).sum(axis=1)
     return total if over_time == "sum" else total / _count(mask, total, axis=1)
 

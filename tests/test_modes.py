@@ -80,7 +80,9 @@ NETWORKS = {
     "seq2seq": seq2seq,
     "functions": functions,
 }
-CASES = {f"{name}-{loop}": make(loop) for name, make in NETWORKS.items() for loop in ("scan", "while")}
+CASES = {
+    f"{name}-{loop}": make(loop) for name, make in NETWORKS.items() for loop in ("scan", "while")
+}
 CASES |= {
     "repeat": network(actjax.Repeat, repeats=2),
     "rnn-bf16": network(actjax.RNN, dtype=jnp.bfloat16),

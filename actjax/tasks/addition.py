@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 DIGITS = 5
 INPUT_SIZE = 50
@@ -57,7 +58,7 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((32, 5, 50), (32, 5, 6))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length, most=10)
     check_range("digits", min_digits, max_digits, most=DIGITS)
     length_key, count_key, digit_key = jax.random.split(key, 3)

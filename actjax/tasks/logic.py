@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 CHUNKS = 10
 INPUT_SIZE = 102
@@ -64,7 +65,7 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 10, 102), (16, 10))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length)
     check_range("gates", min_gates, max_gates, most=CHUNKS)
     length_key, count_key, gate_key, bit_key = jax.random.split(key, 4)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 INPUT_SIZE = 2
 CLASSES = 15
@@ -39,7 +40,7 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 30, 2), (16, 30))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("numbers", min_numbers, max_numbers, most=CLASSES)
     count_key, number_key = jax.random.split(key)
     counts = jax.random.randint(count_key, (batch_size, 1), min_numbers, max_numbers + 1)
