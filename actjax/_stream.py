@@ -311,7 +311,7 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
     remainder = remainder if ready.halts else jnp.zeros_like(remainder)
     found = ready.read(states)[1], by_lane(outputs.steps), remainder
     if plan.layers:
-        row = plan.output_row(lanes.position[lane] - 1)
+        row = plan.output_row(lanes.position[lane])
         deepest = ready.unflatten([leaf[row] for leaf in outputs.layers])
         final = Layers(deepest, outputs.steps[row])
     else:

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from actjax._checks import check_positive
+
 ONE_STEP = 2.0  # N + R of a network that always halts at its first step, where R = 1
 
 LEAST_ERROR = -1e6  # stands for the log of a ponder of 0, so that a gain of 0 times it is 0
@@ -137,21 +139,23 @@ def hold(
       0.0
     """
     if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:
-        raise ValueError(f"ponder budget is {ponder}; it must be above 2, the cost of one step")
+        raise ValueError(f"ponder must be above 2, the cost of one step, got {ponder!r}.")
     if not 0 < min_tau < max_tau:
-        raise ValueError(f"min_tau is {min_tau}; it must be above 0 and below max_tau = {max_tau}")
+        raise ValueError(
+            f"min_tau must be above 0 and below max_tau = {max_tau!r}, got {min_tau!r}."
+        )
     _check_tau("tau", tau, least=min_tau, most=max_tau)
-    if integral < 0 or proportional < 0:
-        gains = f"integral is {integral} and proportional is {proportional}"
-        raise ValueError(f"{gains}; neither gain may be negative")
-    if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1")
+    for name, gain in (("integral", integral), ("proportional", proportional)):
+        if not gain >= 0:
+            raise ValueError(f"{name} must be at least 0, got {gain!r}.")
+    check_positive("window", window)
 
     def update(state, measured):
         state = _watch(state, measured, window=window)
         move = integral * jnp.clip(jnp.log(state.ponder / ponder), -1.0, 1.0)
         log_dual = jnp.log(state.dual) + move
         dual = jnp.exp(jnp.clip(log_dual, jnp.log(min_tau), jnp.log(max_tau)))
+        measured = jnp.asarray(measured, jnp.float32)
         error = jnp.maximum(jnp.log(measured / ponder), LEAST_ERROR)
         pressed = jnp.clip(1.0 + proportional * error, 0.0, 1.0)
         return state._replace(tau=dual * pressed, dual=dual)
@@ -201,11 +205,12 @@ def _start(tau: ArrayLike) -> TauState:
 def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
     """Counts the update and moves the running mean: a plain mean until `window` updates are in."""
     updates = state.updates + 1
-    weight = 1.0 / jnp.minimum(updates, window)
-    return state._replace(ponder=state.ponder + weight * (ponder - state.ponder), updates=updates)
+    weight = 1.0 / jnp.minimum(updates, window).astype(jnp.float32)
+    ponder = state.ponder + weight * (jnp.asarray(ponder, jnp.float32) - state.ponder)
+    return state._replace(ponder=ponder, updates=updates)
 
 
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
     if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:
         allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
-        raise ValueError(f"{name} is {tau}; it must be {allowed}")
+        raise ValueError(f"{name} must be {allowed}, got {tau!r}.")

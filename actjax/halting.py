@@ -304,7 +304,9 @@ class AtLeast:
 
 def halting_dtype(dtype) -> jnp.dtype:
     """The dtype in which halting is computed for a network of `dtype`: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.dtype(dtype)
+    wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
+    return dtype if wide else jnp.dtype(jnp.float32)
 
 
 def halting_step(
@@ -366,7 +368,7 @@ def halting_weights(
         return _weights_step_by_step(halts, rule)
     totals = jnp.cumsum(halts, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(totals[..., :1]), totals[..., :-1]], axis=-1)
-    n = jnp.arange(1, halts.shape[-1] + 1)
+    n = jnp.arange(1, halts.shape[-1] + 1).reshape((1,) * (halts.ndim - 1) + (-1,))
     epsilon = epsilon if rule is None else rule.epsilon
     weights, last = halting_step(halts, before, n, max_steps=halts.shape[-1], epsilon=epsilon)
     steps = jnp.argmax(last, axis=-1).astype(jnp.int32) + 1

@@ -3,7 +3,8 @@
 Losses return one number an example, float [B], so that a caller chooses the mean over the batch
 and can look at single examples; metrics return one number a batch. `mask` says where the targets
 of an input step count (`Batch.mask`): what it leaves out, padding above all, never changes
-anything. A sequence without any target has loss 0.
+anything. A mean over nothing is 0: so is the loss of a sequence without any target, and a metric
+of a batch without any.
 """
 
 import math
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from actjax._checks import check_choice
 from actjax._layers import Layers
 from actjax.halting import Ponder
 
@@ -100,7 +102,7 @@ def over_layers(
 
 
 def bits_per_character(logits: Array, targets: Array, mask: Array) -> Array:
-    """Mean cross-entropy of the characters that count, in bits: float scalar.
+    """Mean cross-entropy of the characters that count, in bits: float scalar, 0 if none do.
 
     Example:
       >>> mask = jnp.ones((1, 2), bool)
@@ -118,7 +120,7 @@ def entropy_bits(logits: Array) -> Array:
 
 
 def accuracy(predictions: Array, targets: Array, mask: Array) -> Array:
-    """Fraction of the targets that count which are met: float scalar.
+    """Fraction of the targets that count which are met: float scalar, 0 if none do.
 
     Args:
       predictions: bool or int, [B, T] or [B, T, K].
@@ -163,19 +165,19 @@ def confusion(predictions: Array, targets: Array, mask: Array, *, classes: int) 
       [[1, 1], [0, 1]]
     """
     if classes < 2:
-        raise ValueError(f"classes is {classes}; it must be at least 2")
+        raise ValueError(f"classes must be an integer of at least 2, got {classes!r}.")
     if predictions.shape != targets.shape or mask.shape != targets.shape[:2]:
         raise ValueError(
-            f"predictions, targets and mask must be [B, S, K] twice and [B, S], got shapes "
-            f"{predictions.shape}, {targets.shape} and {mask.shape}"
+            "predictions, targets and mask must have shapes [B, S, K], [B, S, K] and [B, S], "
+            f"got {predictions.shape}, {targets.shape} and {mask.shape}."
         )
     pair = jnp.where(mask[..., None], targets * classes + predictions, -1)  # -1 is counted nowhere
-    counts = (pair[..., None] == jnp.arange(classes**2)).sum(0, dtype=jnp.int32)
+    counts = jax.nn.one_hot(pair, classes**2, dtype=jnp.int32).sum(0, dtype=jnp.int32)
     return counts.reshape(*counts.shape[:-1], classes, classes)
 
 
 def f1(counts: Array) -> Array:
-    """Macro-F1 of confusion counts: [..., C, C] to float32 [...]; NaN where nothing was counted.
+    """Macro-F1 of confusion counts: [..., C, C] to float32 [...]; 0 where nothing was counted.
 
     The score of a class is F1 = 2 TP / (2 TP + FP + FN), and the macro-F1 of a head is its mean
     over the classes. The LFACT paper (2020, section 4.1) reports "F1 score", averaged over its
@@ -190,8 +192,8 @@ def f1(counts: Array) -> Array:
     """
     right = jnp.diagonal(counts, axis1=-2, axis2=-1)
     seen = counts.sum(-1) + counts.sum(-2)  # 2 TP + FP + FN
-    scores = jnp.where(seen > 0, 2 * right / jnp.maximum(seen, 1), 0.0)
-    return scores.sum(-1) / (seen > 0).sum(-1)
+    scores = 2 * right / jnp.maximum(seen, 1)
+    return scores.sum(-1) / _count(seen > 0, scores, axis=-1)
 
 
 def ponder_metrics(ponder: Ponder, lengths: Array | None = None) -> dict[str, Array]:
@@ -203,7 +205,7 @@ def ponder_metrics(ponder: Ponder, lengths: Array | None = None) -> dict[str, Ar
 
     Returns:
       "ponder" and "ponder_max", mean and maximum of N + R (Graves 2016, eq 10), and
-      "ponder_steps", the mean of N ("mean repetitions" in Fojo 2018).
+      "ponder_steps", the mean of N ("mean repetitions" in Fojo 2018); all 0 where all is padding.
     """
     mask = _steps_mask(ponder.cost, lengths)
     return {
@@ -218,17 +220,22 @@ def _over_targets(loss: Array) -> Array:
 
 
 def _over_time(values: Array, mask: Array, over_time: str) -> Array:
-    if over_time not in OVER_TIME:
-        raise ValueError(f"over_time is {over_time!r}; it must be one of {', '.join(OVER_TIME)}")
-    total = jnp.where(mask, values, 0.0).sum(axis=1)
-    return total if over_time == "sum" else total / jnp.maximum(mask.sum(axis=1), 1)
+    check_choice("over_time", over_time, OVER_TIME)
+    total = jnp.where(mask, values, 0).sum(axis=1)
+    return total if over_time == "sum" else total / _count(mask, total, axis=1)
 
 
 def _mean_where(values: Array, mask: Array) -> Array:
-    return jnp.where(mask, values, 0.0).sum() / mask.sum()
+    total = jnp.where(mask, values, 0).sum()
+    return total / _count(mask, total)
+
+
+def _count(mask: Array, like: Array, axis: int | None = None) -> Array:
+    """How many there are to take a mean over; 1 where there is nothing, whose mean is 0."""
+    return jnp.maximum(mask.sum(axis=axis), 1).astype(like.dtype)
 
 
 def _steps_mask(values: Array, lengths: Array | None) -> Array:
     if lengths is None:
         return jnp.ones_like(values, bool)
-    return jnp.arange(values.shape[1]) < jnp.asarray(lengths)[:, None]
+    return jnp.arange(values.shape[1])[None] < jnp.asarray(lengths)[:, None]

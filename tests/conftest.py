@@ -1,5 +1,35 @@
+"""Fixtures, and the modes that users debug in: ``ACTJAX_TEST_MODE=strict pytest`` and so on."""
+
+import functools
+import os
+
 import jax
 import pytest
+
+MODES = {
+    "nans": functools.partial(jax.debug_nans, True),
+    "rank": functools.partial(jax.numpy_rank_promotion, "raise"),
+    "strict": functools.partial(jax.numpy_dtype_promotion, "strict"),
+    "leaks": jax.checking_leaks,
+    "x64": functools.partial(jax.enable_x64, True),
+}
+_SETTINGS = {
+    "nans": ("jax_debug_nans", True),
+    "rank": ("jax_numpy_rank_promotion", "raise"),
+    "strict": ("jax_numpy_dtype_promotion", "strict"),
+    "leaks": ("jax_check_tracer_leaks", True),
+    "x64": ("jax_enable_x64", True),
+}
+
+
+def pytest_configure():
+    """Sets the mode of the whole run, before any test module makes an array."""
+    mode = os.environ.get("ACTJAX_TEST_MODE")
+    if mode is not None:
+        if mode not in _SETTINGS:
+            modes = ", ".join(_SETTINGS)
+            raise pytest.UsageError(f"ACTJAX_TEST_MODE must be one of {modes}, got {mode!r}.")
+        jax.config.update(*_SETTINGS[mode])
 
 
 @pytest.fixture(scope="module")

@@ -138,12 +138,15 @@ def test_advice_only_where_halting_is_stuck():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: budget.hold(2.0), "ponder budget is 2.0; it must be above 2"),
-        (lambda: budget.hold(3.0, tau=2.0), "tau is 2.0; it must be from 1e-06 to 1"),
-        (lambda: budget.hold(3.0, min_tau=0.0), "min_tau is 0.0; it must be above 0"),
-        (lambda: budget.hold(3.0, integral=-1.0), "integral is -1.0 .* negative"),
-        (lambda: budget.hold(3.0, window=0), "window is 0; it must be at least 1"),
-        (lambda: budget.fixed(-1.0), "tau is -1.0; it must be at least 0"),
+        (lambda: budget.hold(2.0), "ponder must be above 2, the cost of one step, got 2.0"),
+        (lambda: budget.hold(3.0, tau=2.0), "tau must be from 1e-06 to 1, got 2.0"),
+        (
+            lambda: budget.hold(3.0, min_tau=0.0),
+            "min_tau must be above 0 and below max_tau = 1.0, got 0.0",
+        ),
+        (lambda: budget.hold(3.0, integral=-1.0), "integral must be at least 0, got -1.0"),
+        (lambda: budget.hold(3.0, window=0), "window must be an integer of at least 1, got 0"),
+        (lambda: budget.fixed(-1.0), "tau must be at least 0, got -1.0"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -150,10 +150,13 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
         (["parity", "--epsilon", "1"], "epsilon is 1.0; it must be above 0 and below 1"),
         (["parity", "--ponder-budget", "1.5"], "ponder_budget is 1.5; it must be above 2"),
         (["parity", "--steps", "0"], "steps is 0; it must be at least 1"),
-        (["parity", "--bits", "0"], "bits is 0; it must be at least 1"),
+        (["parity", "--bits", "0"], "bits must be an integer of at least 1, got 0"),
         (["parity", "--log-every", "7"], "checkpoint_every is 1000; it must be a multiple of"),
         (["wikipedia", "--window", "0"], "window is 0; it must be at least 1"),
-        (["wikipedia", "--data", "/nowhere"], "data file '/nowhere' cannot be read"),
+        (
+            ["wikipedia", "--data", "/nowhere"],
+            "path must be a file that can be read, got '/nowhere'",
+        ),
         (["wikipedia", "--window", "400000"], "held_out is 0.05, which leaves 304487 bytes"),
     ],
 )

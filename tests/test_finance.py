@@ -133,7 +133,7 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
         (["--train-on", "20"], "train_on is 20; it must be 21 to 1000 rows"),
         (["--train", "5000"], "need 5500"),
         (["--thresholds", "1", "0"], "thresholds are (1.0, 0.0); they must be ascending"),
-        (["--prices", "nowhere.csv"], "data file 'nowhere.csv' cannot be read"),
+        (["--prices", "nowhere.csv"], "path must be a file that can be read, got 'nowhere.csv'"),
         (["--test", "10"], "test has 10 rows; a window needs at least 20"),
     ],
 )

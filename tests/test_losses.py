@@ -89,5 +89,5 @@ def test_ponder_cost_sums_or_averages_the_input_steps_of_each_sequence():
 
 
 def test_an_unknown_way_to_add_up_is_refused():
-    with pytest.raises(ValueError, match="over_time is 'max'; it must be one of sum, mean"):
+    with pytest.raises(ValueError, match="over_time must be 'sum' or 'mean', got 'max'"):
         losses.ponder_cost(jnp.ones((1, 1)), over_time="max")

@@ -57,10 +57,10 @@ def test_a_key_decides_the_batch():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"bits": 0}, "bits is 0; it must be at least 1"),
-        ({"bits": 8, "max_bits": 9}, "max_bits is 9; it must be from 1 to bits = 8"),
-        ({"layout": "suffix"}, "layout is 'suffix'; it must be one of prefix, scattered"),
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"bits": 0}, "bits must be an integer of at least 1, got 0"),
+        ({"bits": 8, "max_bits": 9}, "max_bits must be at most bits = 8, got 9"),
+        ({"layout": "suffix"}, "layout must be 'prefix' or 'scattered', got 'suffix'"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, sentence):

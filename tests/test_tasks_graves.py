@@ -153,12 +153,16 @@ def test_sort_ranks_numbers():
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (logic, {"min_length": 0}, "min_length is 0; it must be at least 1"),
-        (logic, {"max_gates": 11}, "max_gates is 11; it must be at most 10"),
-        (addition, {"min_digits": 4, "max_digits": 3}, "max_digits is 3; .* min_digits = 4"),
-        (addition, {"max_length": 11}, "max_length is 11; it must be at most 10"),
-        (sort, {"max_numbers": 16}, "max_numbers is 16; it must be at most 15"),
-        (sort, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        (logic, {"min_length": 0}, "min_length must be an integer of at least 1, got 0"),
+        (logic, {"max_gates": 11}, "max_gates must be at most 10, got 11"),
+        (
+            addition,
+            {"min_digits": 4, "max_digits": 3},
+            "max_digits must be at least min_digits = 4, got 3",
+        ),
+        (addition, {"max_length": 11}, "max_length must be at most 10, got 11"),
+        (sort, {"max_numbers": 16}, "max_numbers must be at most 15, got 16"),
+        (sort, {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_ranges_are_refused(task, options, message):

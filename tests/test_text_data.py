@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import lzma
 import zipfile
 
 import jax
@@ -65,6 +66,7 @@ def test_windows_for_evaluation_predict_each_byte_once(corpus):
 
 def test_plain_and_packed_files_give_the_same_bytes(tmp_path):
     files = {"a.xml": WORDS, "a.bz2": bz2.compress(WORDS), "no_suffix": gzip.compress(WORDS)}
+    files["a.xz"] = lzma.compress(WORDS)
     for name, packed in files.items():
         (tmp_path / name).write_bytes(packed)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -76,20 +78,22 @@ def test_plain_and_packed_files_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "cannot be read: No such file"),
-        (b"", "is empty"),
-        (bz2.compress(b""), "is empty"),
-        (bz2.compress(WORDS)[:-20], "is truncated or damaged and cannot be unpacked"),
-        (gzip.compress(WORDS)[:-20], "is truncated or damaged and cannot be unpacked"),
-        (b"PK\x03\x04 and no more", "is truncated or damaged and cannot be unpacked"),
+        (None, ": No such file"),
+        (b"", ", which is empty"),
+        (bz2.compress(b""), ", which is empty"),
+        (bz2.compress(WORDS)[:-20], ", which is truncated or damaged"),
+        (gzip.compress(WORDS)[:-20], ", which is truncated or damaged"),
+        (lzma.compress(WORDS)[:-20], ", which is truncated or damaged"),
+        (b"\x28\xb5\x2f\xfd and more", ", which is packed as zstd"),
+        (b"PK\x03\x04 and no more", ", which is truncated or damaged"),
     ],
-    ids=["missing", "empty", "empty-bz2", "cut-bz2", "cut-gzip", "cut-zip"],
+    ids=["missing", "empty", "empty-bz2", "cut-bz2", "cut-gzip", "cut-xz", "zstd", "cut-zip"],
 )
 def test_a_file_that_cannot_serve_is_refused_in_one_sentence(tmp_path, content, sentence):
     path = tmp_path / "corpus"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"data file .*corpus' {sentence}"):
+    with pytest.raises(ValueError, match=f"path must be .*, got .*corpus'{sentence}"):
         text.read(path)
 
 
@@ -102,7 +106,7 @@ def test_a_zip_of_several_files_is_refused(tmp_path):
 
 
 def test_a_text_shorter_than_a_window_is_refused(corpus):
-    with pytest.raises(ValueError, match="text has 10 bytes; a window of 10 needs at least 11"):
+    with pytest.raises(ValueError, match="text must have at least 11 bytes for a window of 10"):
         text.sample(jax.random.key(0), 2, text=jnp.asarray(corpus[:10]), window=10)
-    with pytest.raises(ValueError, match=r"held_out is 1\.0; it must be above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"held_out must be above 0 and below 1, got 1\.0"):
         text.split(corpus, 1.0)

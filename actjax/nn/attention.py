@@ -159,7 +159,7 @@ class _Pairs(NamedTuple):
     that of all rows."""
 
     query: jax.Array
-    key: jax.Array
+    key: jax.Array  # [1, features]: the same for all
     score: jax.Array
 
     @classmethod

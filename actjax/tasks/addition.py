@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 DIGITS = 5
 INPUT_SIZE = 50
@@ -57,20 +58,22 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((32, 5, 50), (32, 5, 6))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length, most=10)
     check_range("digits", min_digits, max_digits, most=DIGITS)
     length_key, count_key, digit_key = jax.random.split(key, 3)
     shape = (batch_size, max_length)
     lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    inside = jnp.arange(max_length) < lengths[:, None]  # [B, T]
-    counts = inside * jax.random.randint(count_key, shape, min_digits, max_digits + 1)
+    place = jnp.arange(max_length)[None]
+    inside = place < lengths[:, None]  # [B, T]
+    counts = jax.random.randint(count_key, shape, min_digits, max_digits + 1)
+    counts = jnp.where(inside, counts, 0)
     digits = jax.random.randint(digit_key, (*shape, DIGITS), 0, 10)
-    used = jnp.arange(DIGITS) < counts[..., None]  # [B, T, digits]
-    counted = inside & (jnp.arange(max_length) > 0)
+    used = jnp.arange(DIGITS)[None, None] < counts[..., None]  # [B, T, digits]
+    counted = inside & (place > 0)
     sums = jnp.cumsum(_value(digits, counts), axis=1)
     return Batch(
-        inputs=(jax.nn.one_hot(digits, 10) * used[..., None]).reshape(*shape, -1),
+        inputs=jnp.where(used[..., None], jax.nn.one_hot(digits, 10), 0).reshape(*shape, -1),
         targets=jnp.where(counted[..., None], classes(sums), 0),
         mask=counted,
         lengths=lengths,
@@ -86,12 +89,17 @@ def classes(sums: Array) -> Array:
       [5, 7, 3, 10, 10, 10]
     """
     count = 1 + sum((sums >= 10**place).astype(jnp.int32) for place in range(1, SUM_DIGITS))
-    place = count[..., None] - 1 - jnp.arange(SUM_DIGITS)
+    place = _places(count, SUM_DIGITS)
     digits = sums[..., None] // 10 ** jnp.maximum(place, 0) % 10
     return jnp.where(place >= 0, digits, END)
 
 
 def _value(digits: Array, counts: Array) -> Array:
     """The number whose first `counts` [...] of `digits` [..., 5] are its decimal digits."""
-    place = counts[..., None] - 1 - jnp.arange(DIGITS)
+    place = _places(counts, DIGITS)
     return jnp.sum(jnp.where(place >= 0, digits * 10 ** jnp.maximum(place, 0), 0), axis=-1)
+
+
+def _places(counts: Array, most: int) -> Array:
+    """The decimal place of each of `counts` [...] digits, most significant first: [..., most]."""
+    return counts[..., None] - 1 - jnp.arange(most).reshape((1,) * counts.ndim + (most,))

@@ -1,8 +1,10 @@
-"""What samplers share: the record they return, and the checks of what is drawn."""
+"""What samplers share: the record they return, and the check of a range to draw from."""
 
 from typing import NamedTuple
 
 from jax import Array
+
+from actjax._checks import check_positive
 
 
 class Batch(NamedTuple):
@@ -25,17 +27,11 @@ class Batch(NamedTuple):
     difficulty: Array
 
 
-def check_range(noun: str, low: int, high: int, *, least: int = 1, most: int | None = None):
-    """Raises ValueError unless `least <= min_{noun} = low <= max_{noun} = high <= most`."""
-    if low < least:
-        raise ValueError(f"min_{noun} is {low}; it must be at least {least}")
+def check_range(noun: str, low: int, high: int, *, most: int | None = None):
+    """Raises ValueError unless ``1 <= min_{noun} = low <= max_{noun} = high <= most``."""
+    check_positive(f"min_{noun}", low)
+    check_positive(f"max_{noun}", high)
     if high < low:
-        raise ValueError(f"max_{noun} is {high}; it must be at least min_{noun} = {low}")
+        raise ValueError(f"max_{noun} must be at least min_{noun} = {low}, got {high!r}.")
     if most is not None and high > most:
-        raise ValueError(f"max_{noun} is {high}; it must be at most {most}")
-
-
-def check_batch_size(batch_size: int):
-    """Raises ValueError for an empty batch."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise ValueError(f"max_{noun} must be at most {most}, got {high!r}.")

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 CHUNKS = 10
 INPUT_SIZE = 102
@@ -64,23 +65,24 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 10, 102), (16, 10))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length)
     check_range("gates", min_gates, max_gates, most=CHUNKS)
     length_key, count_key, gate_key, bit_key = jax.random.split(key, 4)
     shape = (batch_size, max_length)
     lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    inside = jnp.arange(max_length) < lengths[:, None]  # [B, T]
-    counts = inside * jax.random.randint(count_key, shape, min_gates, max_gates + 1)
+    inside = jnp.arange(max_length)[None] < lengths[:, None]  # [B, T]
+    counts = jax.random.randint(count_key, shape, min_gates, max_gates + 1)
+    counts = jnp.where(inside, counts, 0)
     gates = jax.random.randint(gate_key, (*shape, CHUNKS), 0, len(GATES))
-    used = jnp.arange(CHUNKS) < counts[..., None]  # [B, T, chunks]
-    bits = jax.random.randint(bit_key, (*shape, 2), 0, 2) * inside[..., None]
+    used = jnp.arange(CHUNKS)[None, None] < counts[..., None]  # [B, T, chunks]
+    bits = jnp.where(inside[..., None], jax.random.randint(bit_key, (*shape, 2), 0, 2), 0)
 
     time_major = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (bits[..., 1], gates, used))
     _, targets = jax.lax.scan(_apply_gates, bits[:, 0, 0], time_major)
 
-    chunks = jax.nn.one_hot(gates, len(GATES)) * used[..., None]
-    shown = bits.at[:, 1:, 0].set(0)
+    chunks = jnp.where(used[..., None], jax.nn.one_hot(gates, len(GATES)), 0)
+    shown = bits.at[:, 1:, 0].set(0).astype(chunks.dtype)
     return Batch(
         inputs=jnp.concatenate([shown, chunks.reshape(*shape, -1)], axis=-1),
         targets=jnp.where(inside, targets.T, 0).astype(jnp.float32),

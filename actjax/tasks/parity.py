@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size
+from actjax._checks import check_choice, check_positive
+from actjax.tasks.batch import Batch
 
 LAYOUTS = ("prefix", "scattered")
 
@@ -45,14 +46,13 @@ def sample(
       >>> bool(((batch.inputs != 0).sum(-1) == batch.difficulty).all())
       True
     """
+    check_positive("batch_size", batch_size)
+    check_positive("bits", bits)
     max_bits = bits if max_bits is None else max_bits
-    check_batch_size(batch_size)
-    if bits < 1:
-        raise ValueError(f"bits is {bits}; it must be at least 1")
-    if not 1 <= max_bits <= bits:
-        raise ValueError(f"max_bits is {max_bits}; it must be from 1 to bits = {bits}")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    check_positive("max_bits", max_bits)
+    if max_bits > bits:
+        raise ValueError(f"max_bits must be at most bits = {bits}, got {max_bits!r}.")
+    check_choice("layout", layout, LAYOUTS)
 
     count_key, sign_key, place_key = jax.random.split(key, 3)
     count = jax.random.randint(count_key, (batch_size, 1), 1, max_bits + 1)  # [B, 1]
@@ -78,7 +78,7 @@ def _random_order(key: Array, rows: int, size: int) -> Array:
     sort does not. Equal words are told apart by their index, so it is a permutation always.
     """
     word = jax.random.bits(key, (rows, size), jnp.uint32)
-    index = jnp.arange(size)
+    index = jnp.arange(size)[None]
     smaller = word[:, None, :] < word[:, :, None]
-    tied_before = (word[:, None, :] == word[:, :, None]) & (index[None, :] < index[:, None])
+    tied_before = (word[:, None, :] == word[:, :, None]) & (index[:, None] < index[..., None])
     return (smaller | tied_before).sum(-1)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size, check_range
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch, check_range
 
 INPUT_SIZE = 2
 CLASSES = 15
@@ -39,18 +40,18 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 30, 2), (16, 30))
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_range("numbers", min_numbers, max_numbers, most=CLASSES)
     count_key, number_key = jax.random.split(key)
     counts = jax.random.randint(count_key, (batch_size, 1), min_numbers, max_numbers + 1)
-    step = jnp.arange(2 * max_numbers)
+    step = jnp.arange(2 * max_numbers)[None]
     reading, inside = step < counts, step < 2 * counts  # [B, T]
     drawn = jax.random.normal(number_key, (batch_size, max_numbers))
     numbers = jnp.where(reading, jnp.tile(drawn, (1, 2)), 0.0)
     last = (step == counts - 1).astype(numbers.dtype)
 
     # Places past the end sort behind every drawn number: the first n ranks are the sequence's own.
-    ranking = jnp.argsort(jnp.where(step[:max_numbers] < counts, drawn, jnp.inf), axis=1)
+    ranking = jnp.argsort(jnp.where(step[:, :max_numbers] < counts, drawn, jnp.inf), axis=1)
     rank = jnp.clip(step - counts, 0, max_numbers - 1)
     answering = inside & ~reading
     return Batch(
@@ -58,5 +59,5 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
         targets=jnp.where(answering, jnp.take_along_axis(ranking, rank, axis=1), 0),
         mask=answering,
         lengths=2 * counts[:, 0],
-        difficulty=counts * inside,
+        difficulty=jnp.where(inside, counts, 0),
     )

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import lzma
 import pathlib
 import zipfile
 import zlib
@@ -12,10 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size
+from actjax._checks import check_choice, check_positive
+from actjax.tasks.batch import Batch
 
 SYMBOLS = 256
 ENCODINGS = ("one_hot", "index")
+
+# What a file begins with that is packed in a way that Python does not unpack.
+_NOT_UNPACKED = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"Rar!\x1a\x07": "rar",
+}
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def sample(
@@ -46,10 +65,10 @@ def sample(
       >>> bool((batch.targets == batch.inputs.argmax(-1) + 1).all())
       True
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     _check_window(text.size, window)
     start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
-    pieces = text[start + jnp.arange(window + 1)]  # [B, T + 1]
+    pieces = text[start + jnp.arange(window + 1)[None]]  # [B, T + 1]
     return as_batch(pieces, encoding=encoding)
 
 
@@ -89,7 +108,7 @@ def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndar
       (95, [95, 96, 97, 98, 99])
     """
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out is {held_out}; it must be above 0 and below 1")
+        raise ValueError(f"held_out must be above 0 and below 1, got {held_out!r}.")
     cut = text.size - round(text.size * held_out)
     return text[:cut], text[cut:]
 
@@ -97,27 +116,34 @@ def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndar
 def read(path: str | pathlib.Path) -> np.ndarray:
     """Reads a file of text as bytes: uint8 [n].
 
-    The file may be plain, or packed as bzip2, gzip or a zip of one file: its first bytes decide,
-    not its name.
+    The file may be plain, or packed as bzip2, gzip, xz or a zip of one file: its first bytes
+    decide, not its name.
 
     Raises:
-      ValueError: where the file is missing, unreadable, empty, truncated or damaged.
+      ValueError: where the file is missing, unreadable, empty, truncated, damaged, or packed in
+        another way.
     """
     path = pathlib.Path(path)
     try:
         packed = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"data file {str(path)!r} cannot be read: {error.strerror or error}"
+            f"path must be a file that can be read, got {str(path)!r}: {error.strerror or error}."
         ) from error
+    for magic, kind in _NOT_UNPACKED.items():
+        if packed.startswith(magic):
+            raise ValueError(
+                "path must be a plain file or packed as bzip2, gzip, xz or zip, "
+                f"got {str(path)!r}, which is packed as {kind}."
+            )
     try:
         plain = _unpack(packed)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise ValueError(
-            f"data file {str(path)!r} is truncated or damaged and cannot be unpacked: {error}"
+            f"path must be a whole file, got {str(path)!r}, which is truncated or damaged: {error}."
         ) from error
     if not plain:
-        raise ValueError(f"data file {str(path)!r} is empty")
+        raise ValueError(f"path must be a file of text, got {str(path)!r}, which is empty.")
     return np.frombuffer(plain, np.uint8)
 
 
@@ -126,6 +152,8 @@ def _unpack(packed: bytes) -> bytes:
         return bz2.decompress(packed)
     if packed.startswith(b"\x1f\x8b"):
         return gzip.decompress(packed)
+    if packed.startswith(b"\xfd7zXZ\x00"):
+        return lzma.decompress(packed)
     if packed.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -161,8 +189,8 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
         room = (text.size - 1) // window
         if room < count:
             raise ValueError(
-                f"text has {text.size} bytes, room for {room} windows of {window} that lie apart; "
-                f"{count} are asked for"
+                f"text must have room for {count} windows of {window} bytes that lie apart, "
+                f"got {text.size} bytes, room for {room}."
             )
         start = np.asarray(jax.random.permutation(key, room)[:count]) * window
     else:
@@ -172,8 +200,7 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
 
 def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
     """Inputs and targets from pieces of T + 1 bytes: uint8 [B, T + 1]."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding is {encoding!r}; it must be one of {', '.join(ENCODINGS)}")
+    check_choice("encoding", encoding, ENCODINGS)
     symbols = pieces.astype(jnp.int32)
     inputs, targets = symbols[:, :-1], symbols[:, 1:]
     return Batch(
@@ -186,10 +213,9 @@ def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
 
 
 def _check_window(size: int, window: int):
-    if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1")
+    check_positive("window", window)
     if size < window + 1:
         raise ValueError(
-            f"text has {size} bytes; a window of {window} needs at least {window + 1} "
-            "(a byte and the one after it for each step)"
+            f"text must have at least {window + 1} bytes for a window of {window}, "
+            f"a byte and the one after it for each step, got {size}."
         )

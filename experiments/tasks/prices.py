@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from actjax._checks import check_positive
 from actjax.tasks import text
-from actjax.tasks.batch import Batch, check_batch_size
+from actjax.tasks.batch import Batch
 
 MODES = ("rnn", "seq2seq")
 UNITS = ("rows", "weeks")
@@ -120,7 +121,7 @@ def sample(
       >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
       True
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     lead, count = steps(window, mode, horizon)
     places = _check_span(len(series.classes), lead + count)
     start = jax.random.randint(key, (batch_size,), 0, places)
