@@ -6,11 +6,13 @@ from jax import lax
 
 from actjax._layers import Layers
 from actjax._loop.rows import blank, cast, like_inputs, scale, select, vary, zeros
+from actjax._variables import renewing
 from actjax.halting import Ponder, halting_dtype, halting_step
 
 
 def repeat_scan(step, params, state, xs, lengths, repeats: int):
     """`actjax.repeat`."""
+    step = renewing(step)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
 
     def one_input(state, inputs):
@@ -31,6 +33,7 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
 
 def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
     """The reference of `actjax.unroll`."""
+    step = renewing(step)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     zero = like_inputs(params, state, xs)
     live, state = vary((_live(lengths, batch, time), state), zero)
@@ -67,6 +70,7 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
 
 def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
     """The reference of `actjax.unroll_layers`."""
+    step = renewing(step)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     max_layers = jax.tree.leaves(layers.states)[0].shape[1]
     zero = like_inputs(params, layers.states, xs)

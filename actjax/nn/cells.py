@@ -15,7 +15,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 
 from actjax import _checks as checks
-from actjax._loop.rows import blank_padding
+from actjax._loop.rows import blank_padding, per_row
 from actjax._variables import observed, renewed
 from actjax.halting import halting_dtype
 from actjax.nn.noise import by_row, input_keys
@@ -141,7 +141,8 @@ class Recurrent(nnx.Module):
             checks.check_like("initial_state", carry, like)
         else:
             carry = self.initial_carry(xs.shape[0])
-            carry = jax.tree.map(lambda c: c + jnp.zeros_like(xs[:, 0, :1], c.dtype), carry)
+            zero = lambda c: per_row(jnp.zeros_like(xs[:, 0, 0], c.dtype), c)
+            carry = jax.tree.map(lambda c: c + zero(c), carry)
         if self.dtype is not None:
             carry = jax.tree.map(lambda c: c.astype(self.dtype), carry)
         cell, flag_weights, inputs, hoisted = self._project(xs)
@@ -157,7 +158,8 @@ class Recurrent(nnx.Module):
         first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
         params = cell, flag_weights, None
         try:
-            new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
+            with checks.own_variables("cell"):
+                new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
         except (AttributeError, TypeError) as error:
             if _Products.__name__ not in str(error):
                 raise
@@ -267,7 +269,7 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
       rngs: where noise may be drawn from, or None.
 
     Returns:
-      The tags of the streams that the modules draw from.
+      The names of the streams that the modules draw from.
     """
     touched = []
 
@@ -276,8 +278,7 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
         touched.append(found)
         return result
 
-    with checks.own_variables("cell"):
-        jax.eval_shape(trace, modules, *rows)
+    jax.eval_shape(trace, modules, *rows)
     (found,) = touched[-1:]
     if found.written:
         checks.check_written(found.written[0][0].split(".")[0], found)
