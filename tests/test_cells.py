@@ -413,6 +413,7 @@ def test_cells_that_cannot_be_are_refused():
         (Single, r"cell must return \(carry, output\), a tree and an array, got"),
         (Growing, "cell's carry must hold arrays of shapes"),
         (Tied, "cell must hold each variable once, .* 'again.kernel' and 'dense_h.kernel'"),
+        (Around(D, H, rngs=nnx.Rngs(0)), r"cell must be a class or a factory, .* got a Around"),
         (lambda *_, rngs: jnp.tanh, "cell must make an nnx.Module with a method initialize_carry"),
     ):
         for network in ("act", "lfact", "rnn"):

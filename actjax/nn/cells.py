@@ -73,6 +73,11 @@ class Recurrent(nnx.Module):
         self.in_features, self.hidden_features, self.flag = in_features, hidden_features, flag
         self.dtype = dtype
         options = {} if dtype is None else {"dtype": dtype}
+        if isinstance(cell, nnx.Module):
+            raise ValueError(
+                "cell must be a class or a factory, which is told the sizes, "
+                f"got a {type(cell).__name__} that is made already."
+            )
         made = cell(in_features + flag, hidden_features, rngs=rngs, **options)
         if not isinstance(made, nnx.Module) or not hasattr(made, "initialize_carry"):
             raise ValueError(
