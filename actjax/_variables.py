@@ -16,7 +16,7 @@ class Touched(NamedTuple):
 
     Attributes:
       written: path and kind of each variable that was changed or made.
-      drawn: of those that are streams of noise, their tags, each once and in order.
+      drawn: of those that are streams of noise, the names, each once and in order.
     """
 
     written: tuple[tuple[str, str], ...]
@@ -26,6 +26,11 @@ class Touched(NamedTuple):
 def renewed(tree: Any) -> Any:
     """A copy of the modules in `tree` that may be written in the trace at work."""
     return jax.tree.map(lambda leaf: leaf, tree)
+
+
+def renewing(step: Callable) -> Callable:
+    """`step`, which may write the modules in its parameters, each time in a copy of them."""
+    return lambda params, *rest: step(renewed(params), *rest)
 
 
 def variables(tree: Any) -> dict[str, nnx.Variable]:
@@ -50,15 +55,29 @@ def observed(call: Callable, tree: Any) -> tuple[Any, Touched]:
     normed = [path + "." for path, v in _nodes(tree, nnx.WeightNorm) if type(v) is nnx.WeightNorm]
     before = {path: _contents(variable) for path, variable in variables(tree).items()}
     result = call(tree)
-    written, drawn = [], {}
+    written, drawn, names = [], {}, stream_names(tree)
     for path, variable in variables(tree).items():
         if path in before and _same(before[path], _contents(variable)):
             continue
         if isinstance(variable, nnx.RngState):
-            drawn[variable.tag] = None
+            drawn[names[path]] = None
         elif not (isinstance(variable, nnx.Param) and path.startswith(tuple(normed))):
             written.append((path, type(variable).__name__))
     return result, Touched(tuple(written), tuple(drawn))
+
+
+def stream_names(tree: Any) -> dict[str, str]:
+    """Under what name each stream of noise asks for its keys: its tag, or `nnx.Dropout`'s own.
+
+    (The streams of a module that was made from one default stream all have that one's tag.)
+    """
+    found = variables(tree).items()
+    names = {path: v.tag for path, v in found if isinstance(v, nnx.RngState)}
+    for owner, layer in _nodes(tree, nnx.Dropout):
+        if isinstance(layer, nnx.Dropout):
+            own = [path for path in names if path.startswith(owner + ".")]
+            names.update(dict.fromkeys(own, layer.rng_collection))
+    return names
 
 
 def _nodes(tree: Any, kind: type) -> list[tuple[str, Any]]:

@@ -106,7 +106,9 @@ def test_statistics_that_are_only_read_are_no_hindrance():
 
 @pytest.mark.parametrize("loop", ["while", "scan"])
 def test_a_pure_step_that_writes_is_refused(loop):
+    """But for weight norm, whose writes are of no account."""
     norm, drop = nnx.BatchNorm(H, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    weights = nnx.WeightNorm(nnx.Linear(H, H, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
 
     def step(module, state, x, first):
         state = module(state)
@@ -123,6 +125,7 @@ def test_a_pure_step_that_writes_is_refused(loop):
         run(lambda params, *rest: step(norm, *rest), ())
     with pytest.raises(ValueError, match=r"params must change none .* BatchStat 'mean'"):
         actjax.repeat(step, norm, jnp.zeros((B, H)), XS, repeats=2)
+    assert jax.eval_shape(run, jax.tree_util.Partial(step), weights)[1].shape == (B, T, H)
 
 
 # --- Noise -------------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def test_noise_is_the_same_in_both_loops_with_its_gradient(network):
         def loss(params, xs):
             model = nnx.merge(graph, params, others)
             model.loop, model.lanes = loop, 2
-            _, outputs, ponder = model(xs, rngs=rngs)
+            _, outputs, ponder = model(xs, rngs=rngs, lengths=jnp.array([4, 2, 3]))
             return (outputs**2).sum() + ponder.cost.sum(), (outputs, ponder)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
@@ -224,7 +227,7 @@ def test_noise_without_keys_is_refused_and_switched_off_by_eval():
 
 
 def test_keys_that_do_not_fit_are_refused():
-    model, outside = make("rnn", Walk), nnx.Rngs(0)
+    model, outside, dropping = make("rnn", Walk), nnx.Rngs(0), make("rnn", Dropping)
     keys = jax.random.split(jax.random.key(0), 2)
     for rngs, sentence in (
         (3, "rngs must be nnx.Rngs, a PRNG key or keys by the names of streams, got 3"),
@@ -233,6 +236,9 @@ def test_keys_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             model(XS, rngs=rngs)
+    with pytest.raises(ValueError, match="rngs must have the stream 'dropout' or 'default', got"):
+        dropping(XS, rngs={"a": keys[0], "b": keys[1]})
+    jax.eval_shape(lambda: dropping(XS, rngs=nnx.Rngs(params=0, dropout=1)))
     with pytest.raises(ValueError, match="rngs must be made in, or given to, the function"):
         jax.jit(lambda: model(XS, rngs=outside))()
 
@@ -395,11 +401,19 @@ def test_cells_that_cannot_be_are_refused():
             super().__init__(in_features, hidden_features, rngs=rngs)
             self.again = self.dense_h
 
+    outside = nnx.Rngs(0)
+
+    class Borrowing(Around):
+        def __call__(self, carry, inputs):
+            return self.inner(carry + outside.normal(carry.shape), inputs)
+
     for cell, sentence in (
+        (Borrowing, "cell must change no variable when it is called, got a write to one that"),
         (Wide, r"cell must return a carry and an output of shape \(3, 6\), got \(3, 12\)"),
         (Single, r"cell must return \(carry, output\), a tree and an array, got"),
         (Growing, "cell's carry must hold arrays of shapes"),
         (Tied, "cell must hold each variable once, .* 'again.kernel' and 'dense_h.kernel'"),
+        (Around(D, H, rngs=nnx.Rngs(0)), r"cell must be a class or a factory, .* got a Around"),
         (lambda *_, rngs: jnp.tanh, "cell must make an nnx.Module with a method initialize_carry"),
     ):
         for network in ("act", "lfact", "rnn"):

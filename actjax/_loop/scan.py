@@ -23,11 +23,13 @@ from actjax._loop.rows import (
     vary,
     zeros,
 )
+from actjax._variables import renewing
 from actjax.halting import Ponder, halting_dtype
 
 
 def repeat_scan(step, params, state, xs, lengths, repeats: int):
     """`actjax.repeat`."""
+    step = renewing(step)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
 
     def one_input(state, inputs):
@@ -49,6 +51,7 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
 
 def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
     """The reference of `actjax.unroll`."""
+    step = renewing(step)
     means = averaged(rule.mean, state)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     params = guarded(params, lengths)
@@ -133,6 +136,7 @@ def _number(halting: _Halting) -> jax.Array:
 
 def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
     """The reference of `actjax.unroll_layers`."""
+    step = renewing(step)
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     max_layers = jax.tree.leaves(layers.states)[0].shape[1]
     params = guarded(params, lengths)

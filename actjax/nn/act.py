@@ -27,7 +27,8 @@ class ACT(Recurrent):
       in_features: size of an input. (The cell gets one more: the flag of the first step, eq 3.)
       hidden_features: size of the state.
       cell: a cell class or factory ``cell(in_features, hidden_features, rngs=...)``, e.g.
-        `nnx.SimpleCell`, `nnx.GRUCell`, `nnx.LSTMCell`, `nnx.OptimizedLSTMCell`.
+        `nnx.SimpleCell`, `nnx.GRUCell`, `nnx.LSTMCell`, `nnx.OptimizedLSTMCell`, or one of your
+        own: see `Recurrent`.
       max_steps: M, the limit on ponder steps at one input (eq 13).
       epsilon: lets a first step halt (eq 7).
       rule: a `halting.Rule` in the place of Graves', as in `unroll`.
@@ -78,9 +79,9 @@ class ACT(Recurrent):
             cell's own, zeros for Flax's.
           lengths: int ``[B]``, how many inputs of each sequence are real; all by default.
           rngs: what a cell with noise, such as `nnx.Dropout`, draws from: an `nnx.Rngs`, a PRNG
-            key, or a mapping from streams to keys. Every sequence, input and ponder step has draws
-            of its own. Sequence b has the key ``jax.random.fold_in(key, b)``; a key for each
-            sequence, ``[B]``, makes it the same wherever it stands.
+            key, or a mapping from streams ("dropout", "default") to keys. Every sequence, input and
+            ponder step has draws of its own. Sequence b has the key ``jax.random.fold_in(key, b)``;
+            a key for each sequence, ``[B]``, makes it the same wherever it stands.
 
         Returns:
           ``(final_state, outputs, ponder)``: the carry after each sequence's last input, the

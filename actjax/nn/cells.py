@@ -16,7 +16,7 @@ from jax import lax
 
 from actjax import _checks as checks
 from actjax._loop.devices import beside
-from actjax._loop.rows import fill_padding
+from actjax._loop.rows import fill_padding, per_row
 from actjax._variables import observed, renewed
 from actjax.halting import halting_dtype
 from actjax.nn.noise import by_row, input_keys
@@ -74,6 +74,11 @@ class Recurrent(nnx.Module):
         self.in_features, self.hidden_features, self.flag = in_features, hidden_features, flag
         self.dtype = dtype
         options = {} if dtype is None else {"dtype": dtype}
+        if isinstance(cell, nnx.Module):
+            raise ValueError(
+                "cell must be a class or a factory, which is told the sizes, "
+                f"got a {type(cell).__name__} that is made already."
+            )
         made = cell(in_features + flag, hidden_features, rngs=rngs, **options)
         if not isinstance(made, nnx.Module) or not hasattr(made, "initialize_carry"):
             raise ValueError(
@@ -144,7 +149,8 @@ class Recurrent(nnx.Module):
             checks.check_like("initial_state", carry, like)
         else:
             carry = self.initial_carry(xs.shape[0])
-            carry = jax.tree.map(lambda c: c + jnp.zeros_like(xs[:, 0, :1], c.dtype), carry)
+            zero = lambda c: per_row(jnp.zeros_like(xs[:, 0, 0], c.dtype), c)
+            carry = jax.tree.map(lambda c: c + zero(c), carry)
         if self.dtype is not None:
             carry = jax.tree.map(lambda c: c.astype(self.dtype), carry)
         cell, flag_weights, inputs, hoisted = self._project(xs)
@@ -160,7 +166,8 @@ class Recurrent(nnx.Module):
         first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
         params = cell, flag_weights, None
         try:
-            new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
+            with checks.own_variables("cell"):
+                new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
         except (AttributeError, TypeError) as error:
             if _Products.__name__ not in str(error):
                 raise
@@ -270,7 +277,7 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
       rngs: where noise may be drawn from, or None.
 
     Returns:
-      The tags of the streams that the modules draw from.
+      The names of the streams that the modules draw from.
     """
     touched = []
 
@@ -279,8 +286,7 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
         touched.append(found)
         return result
 
-    with checks.own_variables("cell"):
-        jax.eval_shape(trace, modules, *rows)
+    jax.eval_shape(trace, modules, *rows)
     (found,) = touched[-1:]
     if found.written:
         checks.check_written(found.written[0][0].split(".")[0], found)

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from actjax._variables import renewed, variables
+from actjax._variables import renewed, stream_names, variables
 
 
 def as_keys(rngs: Any) -> dict[str, Array]:
@@ -102,7 +102,7 @@ def by_row(
     Args:
       call: takes the modules and pytrees of ``[rows, ...]``, and returns such.
       modules: what draws, a pytree of modules.
-      streams, keys: the tags of the streams that draw, and of each the inputs' keys, ``[rows]``.
+      streams, keys: the names of the streams that draw, and of each the inputs' keys, ``[rows]``.
       n: the ponder step, a number ``[rows]``.
       rows: pytrees of arrays ``[rows, ...]``.
     """
@@ -119,14 +119,13 @@ def by_row(
 def _reseeded(modules: Any, keys: dict[str, Array]) -> Any:
     """A copy of the modules whose streams of the names in `keys` begin anew, each with its own."""
     modules = renewed(modules)
-    states = [v for v in variables(modules).values() if isinstance(v, nnx.RngState)]
-    place = 0
-    for state in states:
-        if state.tag not in keys:
+    names, place = stream_names(modules), 0
+    for path, state in variables(modules).items():
+        if names.get(path) not in keys:
             continue
         if isinstance(state, nnx.RngKey):
             shape = state.get_value().shape
-            key = jax.random.fold_in(keys[state.tag], place)
+            key = jax.random.fold_in(keys[names[path]], place)
             state.set_value(jax.random.split(key, shape) if shape else key)
             place += 1
         else:
