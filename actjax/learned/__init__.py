@@ -16,6 +16,8 @@ from actjax.learned.heads import Head as Head
 from actjax.learned.heads import Softmax as Softmax
 from actjax.learned.heads import StickBreaking as StickBreaking
 from actjax.learned.meta import LearnedOptimizer as LearnedOptimizer
+from actjax.learned.minimize import Minimum as Minimum
+from actjax.learned.minimize import minimize as minimize
 from actjax.learned.network import CoordinatewiseLSTM as CoordinatewiseLSTM
 from actjax.learned.network import GroupedLSTM as GroupedLSTM
 from actjax.learned.network import LSTMState as LSTMState
@@ -31,11 +33,11 @@ from actjax.learned.training import make_meta_step as make_meta_step
 from actjax.learned.training import summed_loss as summed_loss
 from actjax.learned.transform import ACTOptimizerState as ACTOptimizerState
 from actjax.learned.transform import LSTMOptimizerState as LSTMOptimizerState
-from actjax.learned.transform import Minimum as Minimum
 from actjax.learned.transform import act_optimizer as act_optimizer
 from actjax.learned.transform import default_rule as default_rule
+from actjax.learned.transform import freeze_when_halted as freeze_when_halted
+from actjax.learned.transform import is_halted as is_halted
 from actjax.learned.transform import lstm_optimizer as lstm_optimizer
-from actjax.learned.transform import minimize as minimize
 
 __all__ = [
     "ACTOptimizerState",
@@ -59,9 +61,11 @@ __all__ = [
     "amortisation_gap",
     "default_rule",
     "elbo",
+    "freeze_when_halted",
     "halting_objective",
     "horizon_elbo",
     "init_meta",
+    "is_halted",
     "log_posterior",
     "lstm_optimizer",
     "make_meta_step",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from actjax._checks import check_choice
 from actjax.learned.prior import HorizonPrior
 
 BOUNDS = ("act", "marginal")
@@ -80,15 +81,14 @@ def elbo(
       >>> bool(elbo(best, gain, prior) > elbo(jnp.zeros(3), gain, prior))
       True
     """
-    if bound not in BOUNDS:
-        raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
+    check_choice("bound", bound, BOUNDS)
     every = isinstance(horizons, str)
     if every and horizons != "all":
-        raise ValueError(f'horizons must be "all" or integers, got {horizons!r}')
+        raise ValueError(f"horizons must be 'all' or integers, got {horizons!r}.")
     logits, log_likelihood = jnp.broadcast_arrays(_steps_last("logits", logits), log_likelihood)
     if bound == "marginal":
         if not every:
-            raise ValueError('horizons must be "all" for the marginal bound, which mixes them')
+            raise ValueError(f"horizons must be 'all' for the marginal bound, got {horizons!r}.")
         log_q = log_posterior(logits, prior)
         log_p = prior.over(log_q.shape[-1]).log_marginal().astype(log_q.dtype)
         return jnp.sum(jnp.exp(log_q) * (log_likelihood - kl_weight * (log_q - log_p)), axis=-1)
@@ -150,21 +150,23 @@ def amortisation_gap(
 def _steps_last(name: str, values: jax.Array) -> jax.Array:
     values = jnp.asarray(values)
     if values.ndim < 1 or values.shape[-1] < 1:
-        raise ValueError(f"{name} must have at least one step on its last axis, got {values.shape}")
+        raise ValueError(
+            f"{name} must have at least one step on its last axis, got shape {values.shape}."
+        )
     return values
 
 
 def _horizon_index(horizons, first: int, steps: int) -> jax.Array:
     """Where the horizons lie on an axis of `steps`; `steps` itself for a traced one outside."""
     last = first + steps - 1
-    allowed = f'horizons must be "all" or integers from {first} to {last}'
+    allowed = f"horizons must be 'all' or integers from {first} to {last}"
     known = not isinstance(horizons, jax.core.Tracer)
     values = np.asarray(horizons) if known else horizons
     if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise ValueError(f"{allowed}, got {horizons!r}")
+        raise ValueError(f"{allowed}, got {horizons!r}.")
     outside = (values < first) | (values > last)
     if known and outside.any():
-        raise ValueError(f"{allowed}, got {values[outside].flat[0]}")
+        raise ValueError(f"{allowed}, got {values[outside].flat[0]}.")
     index = jnp.asarray(values) - first
     return jnp.where(index < 0, steps, index)  # a negative index would count from the end
 

@@ -91,12 +91,15 @@ def unroll(
       Where the problems stand then, and their curves.
     """
     if chunk is not None and (chunk < 1 or steps % chunk):
-        raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}")
+        raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}.")
     if drawn is not None:
         network, head = optimizer.network, optimizer.head
         plain = isinstance(network, CoordinatewiseLSTM) and not network.see_params and head is None
         if second_order or not plain:
-            raise ValueError("drawn needs first-order derivatives and the plain LSTM optimizer")
+            raise ValueError(
+                "drawn must be None but for first-order derivatives of one CoordinatewiseLSTM that "
+                "sees no params and has no head, got columns."
+            )
         return _unroll_drawn(optimizer, family, rollout, steps, drawn)
 
     def step(rollout: Rollout, _):

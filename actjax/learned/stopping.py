@@ -25,7 +25,7 @@ class MassRule:
 
     def __post_init__(self):
         if isinstance(self.threshold, (int, float)) and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
+            raise ValueError(f"threshold must be a number from 0 to 1, got {self.threshold!r}.")
 
     def __call__(self, state: HaltState) -> jax.Array:
         return state.mass > self.threshold
@@ -47,7 +47,7 @@ class PriceRule:
     first: int = 1
 
     def __call__(self, state: HaltState) -> jax.Array:
-        return (state.gain < self.margin) & (state.count >= self.first)
+        return (state.gain < self.margin) & (state.steps >= self.first)
 
 
 def sampled(key: jax.Array) -> MassRule:

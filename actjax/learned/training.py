@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax._checks import check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
@@ -64,12 +64,14 @@ def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "al
       horizons: "all" sums over p(T) exactly; "sample" draws one T a problem, as the papers do, an
         unbiased estimate of that sum. Only the softmax has a prior over T.
     """
-    if horizons not in ("all", "sample"):
-        raise ValueError(f"horizons must be all or sample, got {horizons!r}")
+    check_choice("horizons", horizons, ("all", "sample"))
     if horizons == "sample" and not (isinstance(posterior, Softmax) and posterior.bound == "act"):
-        raise ValueError(f"horizons=sample needs the softmax and its act bound, got {posterior!r}")
+        raise ValueError(
+            "horizons must be 'all' but for Softmax with bound='act', "
+            f"got 'sample' for {posterior!r}."
+        )
     if gap_weight and isinstance(posterior, Graves):
-        raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}")
+        raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}.")
 
     def cost(losses, scores, key=None):
         gain, scores = -losses.T, scores.T
@@ -135,7 +137,7 @@ def make_meta_step(
     for name, value in (("batch_size", batch_size), ("horizon", horizon), ("window", window)):
         check_positive(name, value)
     if horizon % window:
-        raise ValueError(f"window must divide horizon = {horizon}, got {window}")
+        raise ValueError(f"window must divide horizon = {horizon}, got {window}.")
 
     def unroll(learned, family, rollout, key):
         steps = horizon if objective.whole else window
@@ -168,7 +170,7 @@ def make_meta_step(
         problems = extra.rollout.loss.shape[0]
         if problems != batch_size:
             raise ValueError(
-                f"batch_size must be that of init_meta, {problems} problems, got {batch_size}"
+                f"batch_size must be that of init_meta, {problems} problems, got {batch_size}."
             )
 
         def fresh():

@@ -45,7 +45,7 @@ def classifier(
     if train.images.shape[0] != train.labels.shape[0]:
         raise ValueError(
             f"train must hold one label an image, got {train.images.shape[0]} images and "
-            f"{train.labels.shape[0]} labels"
+            f"{train.labels.shape[0]} labels."
         )
 
     def sample(key):

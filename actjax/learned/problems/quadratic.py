@@ -40,6 +40,8 @@ def quadratic(
     """
     check_positive("dim", dim)
     check_choice("draw", draw, DRAWS)
+    if not max_condition >= 1:
+        raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
         key_w, key_y, key_start, key_condition = jax.random.split(key, 4)

@@ -52,9 +52,9 @@ def regression(
     check_positive("observations", observations)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
+            raise ValueError(f"{name} must be a number above 0, got {value!r}.")
     if not max_condition >= 1:
-        raise ValueError(f"max_condition must be at least 1, got {max_condition!r}")
+        raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
         key_x, key_true, key_noise, key_start, key_condition = jax.random.split(key, 5)
