@@ -23,10 +23,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import actjax
 from actjax import losses, training
 from actjax.tasks import parity
-from actjax.training import distributed
+from actjax.training import distributed, files, loop
 from actjax.training.sharding import make_mesh, replicate
 
-fitting = sys.modules["actjax.training.fit"]  # the module; the package has the function
 STEPS = 6
 OPTIMIZER = optax.adam(1e-2)
 SMALL = ["parity", "--model", "rnn", "--hidden", "6", "--bits", "4", "--batch-size", "8"]
@@ -74,7 +73,7 @@ def digest_of_a_sharded_array(mesh=None):
 
 def work(folder: pathlib.Path, job: str):
     """What each of the processes does."""
-    fitting.make_chunk = functools.cache(fitting.make_chunk)  # compile once
+    loop.make_chunk = functools.cache(loop.make_chunk)  # compile once
     mesh = make_mesh()
     if job == "resume":
         fit(folder / "killed", mesh=mesh)
@@ -85,16 +84,16 @@ def work(folder: pathlib.Path, job: str):
         assert digest_of_a_sharded_array(mesh) == digest_of_a_sharded_array()
         with pytest.raises(ValueError, match=r"numbers must be the same .* not so in \[1\]"):
             distributed.check_alike("numbers", jax.process_index())
-        with pytest.raises(ValueError, match=r"out is '.*', which holds a run already"):
+        with pytest.raises(ValueError, match=r"out must be .*, which holds a run already"):
             distributed.on_first(lambda: [training.claim_folder(folder, {}) for _ in range(2)])
-        save = fitting.RunFiles.save
+        save = files.RunFiles.save
 
-        def save_and_die(files, step, state):
-            save(files, step, state)
+        def save_and_die(kept, step, state):
+            save(kept, step, state)
             if step == 4 and jax.process_index() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        fitting.RunFiles.save = save_and_die
+        files.RunFiles.save = save_and_die
         fit(folder / "killed", mesh=mesh)
 
 

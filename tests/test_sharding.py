@@ -33,9 +33,10 @@ def train(mesh):
     state = state if mesh is None else replicate(state, mesh)
     return training.make_chunk(step, 3)(state, jax.random.key(0), ())
 
-alone, shared = train(None), train(make_mesh(data=4))
-for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6)
+alone = train(None)
+for mesh in (make_mesh(data=4), jax.make_mesh((4,), ("data",))):  # automatic and explicit
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(train(mesh)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 print("equal")
 """
 CORES = {
@@ -55,9 +56,105 @@ def test_four_devices_train_as_one(core):
     assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
+CARRIED = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from actjax import training
+
+MESH = jax.make_mesh((4,), ("data",))
+
+class Net(nnx.Module):
+    def __init__(self, axis=None, rate=0.0):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.BatchNorm(3, axis_name=axis, rngs=rngs)
+        self.drop = nnx.Dropout(rate, rngs=rngs)
+        self.layer = nnx.Linear(3, 1, rngs=rngs)
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.turn = nnx.Param(jnp.exp(0.5j))
+        self.kept = nnx.Cache(jnp.full((), 0.1))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return self.layer(self.drop(self.norm(x)))[:, 0] * self.turn
+
+def sample(key, data=()):
+    x = jax.random.normal(key, (8, 3))
+    return x, jnp.sin(x.sum(-1))
+
+def loss(model, batch):
+    error = jnp.abs(model(batch[0]) - batch[1])
+    return (error ** 2).mean(), {"hits": (error < 1).sum(), "error_max": error.max()}
+
+def train(model, mesh=None, optimizer=optax.adamw(1e-2), loss=loss):
+    step = training.make_train_step(sample, loss, optimizer, mesh=mesh)
+    state = training.init_state(model, optimizer)
+    return training.make_chunk(step, 3)(state, jax.random.key(0), ())
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+# statistics of the whole batch: the numbers of one device
+for optimizer in (optax.adamw(1e-2), optax.lbfgs(), optax.polyak_sgd()):
+    alone = train(Net(), optimizer=optimizer)[0]
+    assert_same(alone, train(Net("data"), MESH, optimizer)[0])
+# each device's own, of which the mean is kept
+state, _, metrics = train(Net(), MESH)
+alone, _, counted = train(Net())
+np.testing.assert_allclose(state.model.norm.mean, alone.model.norm.mean, atol=1e-6)
+assert (state.model.norm.var[...] < alone.model.norm.var[...]).all()
+assert int(state.model.calls[...]) == 3 and state.model.kept[...] == alone.model.kept[...]
+# noise: each device's own, another each update
+seen = []
+def drawn(model, batch):
+    mask = model.drop(jnp.ones((2, 64)))
+    pick = jax.nn.one_hot(jax.lax.axis_index("data"), 4)[:, None] * mask[0]
+    return loss(model, batch)[0], {"mask_max": pick}
+step = training.make_train_step(sample, drawn, optax.sgd(0.0), mesh=MESH)
+state = training.init_state(Net(rate=0.5), optax.sgd(0.0))
+for _ in range(2):
+    state, metrics = jax.jit(step)(state, jax.random.key(0))
+    seen += list(np.asarray(metrics["mask_max"]))
+assert len({tuple(mask) for mask in seen}) == 8
+assert int(state.model.drop.rngs.count[...]) == 4  # two draws an update, on all devices alike
+# a counter of what one device sees
+def counting(model, batch):
+    model.calls[...] += (batch[0] > 0).sum()
+    return loss(model, batch)
+try:
+    train(Net(), MESH, loss=counting)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_what_a_model_carries_is_of_all_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CARRIED], env=os.environ | flags, capture_output=True, text=True
+    )
+    refusal = "model.calls.value must be of a floating-point type, whose mean over devices is taken"
+    assert done.stdout.startswith(refusal), done.stderr[-2000:]
+
+
+def test_a_mesh_without_a_data_axis_is_refused():
+    mesh = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"mesh must have an axis 'data', got \('rows',\)"):
+        sharding.data_parallel(None, mesh)
+
+
+@pytest.mark.parametrize("batch", [(jax.numpy.zeros((8, 2)), jax.numpy.zeros(())), ()])
+def test_a_batch_without_rows_is_refused(batch):
+    mesh = jax.sharding.AbstractMesh((1, 4), (sharding.MEMBERS, sharding.DATA))
+    with pytest.raises(ValueError, match="batch must hold arrays that lead with its rows"):
+        sharding.data_parallel(None, mesh)(None, batch)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused():
     mesh = jax.sharding.AbstractMesh((1, 4), (sharding.MEMBERS, sharding.DATA))
-    with pytest.raises(ValueError, match="batch has 6 rows; 4 devices share it only if"):
+    with pytest.raises(ValueError, match="batch must have rows that 4 devices can share, got 6"):
         sharding.data_parallel(None, mesh)(None, jax.numpy.zeros((6, 2)))
 
 

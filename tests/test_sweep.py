@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from actjax.training import init_state, make_train_step
-from actjax.training.fit import fit
-from actjax.training.sweep import _bucket, stack_states, sweep
+from actjax.training.ensemble import _bucket, stack_states, sweep
+from actjax.training.loop import fit
 
 SIZE = 5
 LEAVES = jax.tree.leaves
@@ -162,7 +162,9 @@ def test_a_sweep_that_ended_between_two_checkpoints_goes_on_writing_them(stop, t
     assert set(rows) == {*whole.history["step"], stop}
     saved = [[p.name for p in (tmp_path / n / "checkpoints").iterdir()] for n in ("whole", "cut")]
     assert sorted(saved[0]) == sorted(saved[1])
-    with pytest.raises(ValueError, match="steps is 40, but the run has done 53 already"):
+    with pytest.raises(
+        ValueError, match="steps must be at least 53, which the run has done already, got 40"
+    ):
         run(steps=40, directory=tmp_path / "cut")
 
 
@@ -200,9 +202,9 @@ def test_sharded_over_four_devices():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"batching": "loop"}, "batching is 'loop'; it must be one of vmap, map"),
-        ({"checkpoint_every": 15}, "checkpoint_every is 15; .* multiple of .* = 10"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"batching": "loop"}, "batching must be 'vmap' or 'map', got 'loop'"),
+        ({"checkpoint_every": 15}, "checkpoint_every must be a multiple of .* = 10, got 15"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -105,7 +105,9 @@ def test_a_run_continued_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_a_run_that_went_further_is_not_cut_short(whole):
-    with pytest.raises(ValueError, match="steps is 30, but the run has done 60 already"):
+    with pytest.raises(
+        ValueError, match="steps must be at least 60, which the run has done already, got 30"
+    ):
         fit(whole[0], steps=30)
     assert len(figures(whole[0])) == STEPS // 5
 
@@ -156,7 +158,7 @@ def test_rows_behind_the_checkpoint_and_a_torn_row_are_removed(whole, tmp_path):
     metrics_files.MetricsFile(path, step=10).close()
     assert path.read_text() == "".join(rows[:2])
     path.write_text(rows[0] + "not json\n" + rows[1])
-    with pytest.raises(ValueError, match="is damaged at line 2"):
+    with pytest.raises(ValueError, match="got a damaged line 2"):
         training.read_metrics(path)
 
 
@@ -185,9 +187,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capfd):
     fit(tmp_path, steps=20)
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     other = first_state()._replace(model={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
-    with pytest.raises(
-        ValueError, match=r"'w'\] is float32\[3, 4\] there and float32\[3, 5\] here"
-    ):
+    with pytest.raises(ValueError, match=r"whose .*'w'\] is float32\[3, 5\], got float32\[3, 4\]"):
         checkpoints.restore(20, other)
     folder = tmp_path / "checkpoints" / "20"
     seal = next((folder / "seal").glob("metadata"))
@@ -260,22 +260,24 @@ def test_a_folder_serves_one_run(tmp_path):
     with pytest.raises(ValueError, match="holds a run already; add --resume"):
         training.claim_folder(folder, config)
     training.claim_folder(folder, {**config, "steps": 20}, resume=True)
-    with pytest.raises(ValueError, match=r"tau is 0\.2, but the run in .* with 0\.1: resume it"):
+    with pytest.raises(ValueError, match=r"tau must be 0\.1, .* got 0\.2: resume it"):
         training.claim_folder(folder, {**config, "tau": 0.2}, resume=True)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json' is damaged"):
+    with pytest.raises(
+        ValueError, match=r"config\.json' must be a JSON object, got a damaged file"
+    ):
         training.claim_folder(folder, config, resume=True)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="which is a file; it must be a folder"):
+    with pytest.raises(ValueError, match="out must be a folder, got the file"):
         training.claim_folder(tmp_path / "file", config)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"log_every": 0}, "log_every is 0; it must be at least 1"),
-        ({"checkpoint_every": 7}, "checkpoint_every is 7; it must be a multiple of log_every = 5"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"log_every": 0}, "log_every must be an integer of at least 1, got 0"),
+        ({"checkpoint_every": 7}, "checkpoint_every must be a multiple of log_every = 5, got 7"),
     ],
 )
 def test_counts_out_of_range_are_refused(options, sentence):

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from actjax.training.state import TrainState
-from actjax.training.step import TrainStep
+from actjax._checks import check_positive
+from actjax.training.partition import hide, show
+from actjax.training.state import TrainState, own_state
+from actjax.training.step import Finish, TrainStep
 
 
 class Best(NamedTuple):
@@ -29,7 +31,7 @@ class Best(NamedTuple):
 
 def with_best(state: TrainState) -> TrainState:
     """A fresh training state that `keep_best` can go on with."""
-    model = jax.tree.map(jnp.copy, state.model)  # both are donated, which no buffer can be twice
+    model = show(own_state(state.model))  # both are donated, which no buffer can be twice
     best = Best(state.extra, jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32), model)
     return state._replace(extra=best)
 
@@ -39,29 +41,45 @@ def keep_best(
 ) -> TrainStep:
     """A training step that validates after every `every` updates and keeps the best weights.
 
+    `fit` and `sweep` validate what they return once more where the last validation was before their
+    last update; their checkpoints do not have that one, so that a run may go on from them as if it
+    had not stopped.
+
     Args:
       train_step: the step to follow, which sees `Best.extra` as its `TrainState.extra`.
-      score: `(model, data) -> float scalar`, the higher the better; `data` is the step's own.
+      score: `(model, data) -> float scalar`, the higher the better; `data` is the step's own. What
+        it writes to the model is dropped.
       every: updates between validations. With it equal to the updates of a row of metrics, the
         metric "validation_max" of a row is the score of its one validation.
 
     Returns:
       A step for states made with `with_best`. A score that is not a number is never the best.
     """
+    check_positive("every", every)
+
+    def validate(state: TrainState, best: Best, data: Any):
+        model = jax.tree.map(lambda leaf: leaf, state.model)  # the score's own to write to
+        value = score(model, data)
+        if jnp.shape(value):
+            raise ValueError(f"score must return a scalar, got shape {jnp.shape(value)}.")
+        value = jnp.asarray(value).astype(best.score.dtype)
+        here = hide(best._replace(score=value, step=state.step, model=state.model))
+        better = value > best.score
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), here, hide(best)), value
 
     def step(state: TrainState, key: Array, data: Any = ()):
         best = state.extra
         state, metrics = train_step(state._replace(extra=best.extra), key, data)
+        best, value = lax.cond(
+            state.step % every == 0,
+            lambda best: validate(state, show(best), data),
+            lambda best: (best, jnp.full_like(best.score, -jnp.inf)),
+            hide(best._replace(extra=state.extra)),
+        )
+        return state._replace(extra=show(best)), metrics | {"validation_max": value}
 
-        def validate(best: Best):
-            value = score(state.model, data).astype(best.score.dtype)
-            here = best._replace(score=value, step=state.step, model=state.model)
-            better = value > best.score
-            return jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best), value
+    def finish(state: TrainState, data: Any) -> TrainState:
+        return state._replace(extra=show(validate(state, state.extra, data)[0]))
 
-        skip = lambda best: (best, jnp.full_like(best.score, -jnp.inf))
-        due = state.step % every == 0
-        best, value = lax.cond(due, validate, skip, best._replace(extra=state.extra))
-        return state._replace(extra=best), metrics | {"validation_max": value}
-
+    step.finish = Finish(due=lambda step: step % every != 0, run=finish)
     return step

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from actjax.training.partition import hide, named, show
+
 
 class Checkpoints:
     """The checkpoints of one run: `directory/STEP`, the newest `keep` of them.
@@ -24,6 +26,8 @@ class Checkpoints:
 
         self._ocp = ocp
         self.directory = pathlib.Path(directory).resolve()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"checkpoints must be a folder, got the file {str(directory)!r}.")
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -40,12 +44,21 @@ class Checkpoints:
         return self.directory / str(step)
 
     def save(self, step: int, tree: Any):
-        """Writes a checkpoint, and removes the oldest where there are more than `keep`."""
+        """Writes a checkpoint, and removes the oldest where there are more than `keep`.
+
+        Raises:
+          OSError: where it cannot be written. What was written before is kept.
+        """
         leaves = _named_leaves(tree)
         seal = {"leaves": _kinds(leaves), "digest": digest(tree)}
         args = self._ocp.args
-        both = args.Composite(state=args.StandardSave(leaves), seal=args.JsonSave(seal))
-        self._manager.save(step, args=both)
+        both = args.Composite(state=args.StandardSave(_filled(leaves)), seal=args.JsonSave(seal))
+        try:
+            self._manager.save(step, args=both)
+        except (OSError, ValueError) as error:  # Orbax's own, and TensorStore's
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            path = str(self.path(step))
+            raise OSError(f"checkpoint {path!r} could not be written: {reason}") from error
 
     def restore(self, step: int, like: Any) -> Any:
         """The tree saved at `step`, in the structure, types and shardings of `like`.
@@ -55,17 +68,21 @@ class Checkpoints:
         """
         seal = self._read(step, seal=self._ocp.args.JsonRestore())
         leaves = _named_leaves(like)
-        here, there = _kinds(leaves), seal["leaves"]
+        try:
+            here, there, sealed = _kinds(leaves), dict(seal["leaves"]), seal["digest"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(self._damaged(step)) from error
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise ValueError(
-                    f"checkpoint {str(self.path(step))!r} does not fit this run: {name} is "
-                    f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+                    f"checkpoint {str(self.path(step))!r} must fit this run, whose {name} is "
+                    f"{here.get(name, 'absent')}, got {there.get(name, 'absent')}."
                 )
         self._read_through(step)
-        abstract = {name: _abstract(leaf) for name, leaf in leaves.items()}
-        tree = _with_leaves(like, self._read(step, state=self._ocp.args.StandardRestore(abstract)))
-        if digest(tree) != seal["digest"]:
+        abstract = {name: _abstract(leaf) for name, leaf in _filled(leaves).items()}
+        arrays = self._read(step, state=self._ocp.args.StandardRestore(abstract))
+        tree = _with_leaves(like, leaves | arrays)
+        if digest(tree) != sealed:
             raise ValueError(self._damaged(step))
         return tree
 
@@ -97,7 +114,7 @@ class Checkpoints:
     def _damaged(self, step: int) -> str:
         return (
             f"checkpoint {str(self.path(step))!r} is damaged and cannot be read; "
-            "delete that folder to continue from the checkpoint before it"
+            "delete that folder to continue from the checkpoint before it."
         )
 
     def close(self):
@@ -125,8 +142,12 @@ def digest(tree: Any) -> str:
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): _raw(leaf) for path, leaf in leaves}
+    return {name: _raw(leaf) for name, leaf in named(hide(tree)).items()}
+
+
+def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Those with any numbers in them; Orbax refuses the others, and the seal has all they are."""
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
 
 
 def _with_leaves(like: Any, arrays: dict[str, Any]) -> Any:
@@ -136,7 +157,7 @@ def _with_leaves(like: Any, arrays: dict[str, Any]) -> Any:
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
         return array
 
-    return jax.tree_util.tree_map_with_path(pick, like)
+    return show(jax.tree_util.tree_map_with_path(pick, hide(like)))
 
 
 def _raw(leaf: Any) -> Any:

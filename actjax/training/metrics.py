@@ -1,9 +1,11 @@
 """Metrics as JSON Lines: one row a chunk of updates, named as they are everywhere else."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,41 +21,70 @@ class MetricsFile:
 
     Attributes:
       seconds: the training time up to `step`, of all processes that worked on the run.
+
+    Raises:
+      ValueError: where the file is damaged, or has no row for `step`.
     """
 
     def __init__(self, path: str | os.PathLike, *, step: int = 0):
         self.path = pathlib.Path(path)
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        rows, last = [], 0
+        for number, row in enumerate(read_metrics(self.path), 1):
+            known = [isinstance(row.get(name), (int, float)) for name in ("step", "seconds")]
+            if not all(known) or row["step"] <= last:
+                raise ValueError(_damaged(self.path, number))
+            last = row["step"]
+            if last <= step:
+                rows.append(row)
+        reached = rows[-1]["step"] if rows else 0
+        if reached != step:
+            raise ValueError(
+                f"{str(self.path)!r} must have a row for update {step}, that of the checkpoint to "
+                f"continue from, got rows up to {reached}: put the missing ones back, or remove "
+                "the checkpoints behind them."
+            )
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
 
     def append(self, row: dict[str, Any]):
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def sync(self):
+        """Has the rows on the disk, before a checkpoint that needs them."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self):
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, which `append` has told
+            self._file.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics file; none where there is no file, without a torn last line.
 
     Raises:
-      ValueError: where a line that is not the last is not JSON.
+      ValueError: where a line that is not the last is no JSON object.
     """
     path = pathlib.Path(path)
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"metrics file {str(path)!r} is damaged at line {number}"
-                ) from error
+            row = json.loads(line)
+        except ValueError:  # of JSON, or of UTF-8
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(_damaged(path, number))
     return rows
+
+
+def _damaged(path: pathlib.Path, number: int) -> str:
+    return f"{str(path)!r} must hold a row of metrics a line, got a damaged line {number}."
 
 
 def plain(value: Any) -> Any:
@@ -65,15 +96,30 @@ def plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Says what could not be written, of which the system's own words on a full disk say nothing.
+
+    Raises:
+      OSError: where the system raises one.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{str(path)!r} could not be written: {reason}.") from error
+
+
 def write_atomically(path: str | os.PathLike, text: str):
     """Writes a text file so that a kill leaves the old one or the new one, never a part."""
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def write_json(path: str | os.PathLike, value: Any):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import jax
 from jax import Array
 
-from actjax.training.checkpoint import Checkpoints
-from actjax.training.distributed import check_alike
-from actjax.training.metrics import MetricsFile, plain
+from actjax._checks import check_positive
+from actjax.training.files import RunFiles
+from actjax.training.metrics import plain
+from actjax.training.partition import hide, show
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
-from actjax.training.step import TrainStep, make_chunk
+from actjax.training.step import TrainStep, make_chunk, make_finish
 
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 OnRow = Callable[[dict[str, Any]], None]
 CHECKPOINT_EVERY = 1000  # or, of a `log_every` that does not divide it, the next multiple
 
@@ -71,8 +69,9 @@ def fit(
       The state after `steps` updates.
 
     Raises:
-      ValueError: for counts below 1, fewer `steps` than are done, or a checkpoint that is damaged
-        or does not fit.
+      ValueError: for counts below 1, fewer `steps` than are done, a folder that another run is at
+        work in or that cannot be written to, or files in it that are damaged or do not fit.
+      OSError: where a row or a checkpoint cannot be written, as on a full disk.
       NonFiniteError: at the first loss or gradient that is not finite. The last checkpoint from
         before it is kept.
     """
@@ -86,7 +85,9 @@ def fit(
             state = files.restore(state)
         done = int(state.step)
         if done > steps:
-            raise ValueError(f"steps is {steps}, but the run has done {done} already")
+            raise ValueError(
+                f"steps must be at least {done}, which the run has done already, got {steps}."
+            )
         seconds = files.seconds if files else 0.0
         progress = open_files.enter_context(Progress(description, total=steps, done=done))
         chunks = {}  # by length: only the last one may be shorter
@@ -111,58 +112,25 @@ def fit(
             progress.update(done, row)
             if on_row:
                 on_row(row)
-    return state
+        return finished(train_step, state, data)
 
 
-class RunFiles:
-    """The metrics and checkpoints in the folder of a run, as a context manager.
-
-    Every process of a run has one; the first writes the metrics.
-    """
-
-    def __init__(self, directory: str | os.PathLike):
-        directory = pathlib.Path(directory)
-        self._checkpoints = Checkpoints(directory / CHECKPOINTS)
-        self._step = self._checkpoints.latest() or 0
-        check_alike(f"the checkpoints in {str(directory)!r}", self._step)
-        first = jax.process_index() == 0
-        self._metrics = MetricsFile(directory / METRICS, step=self._step) if first else None
-        self.seconds = self._metrics.seconds if first else 0.0
-
-    def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or `state` where there is none."""
-        return own_state(self._checkpoints.restore(self._step, state)) if self._step else state
-
-    def append(self, row: dict[str, Any]):
-        if self._metrics:
-            self._metrics.append(row)
-
-    def save(self, step: int, state: TrainState):
-        self._checkpoints.save(step, state)
-        self._step = step
-
-    @property
-    def saved(self) -> str:
-        """Where the newest checkpoint is, in words."""
-        if not self._step:
-            return "no checkpoint was written before it"
-        return f"the last good checkpoint {str(self._checkpoints.path(self._step))!r} is kept"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._metrics:
-            self._metrics.close()
-        self._checkpoints.close()
+def finished(train_step: TrainStep, state: TrainState, data: Any) -> TrainState:
+    """The state that a run leaves, once all else that it writes is written."""
+    finish = make_finish(train_step)
+    if finish is not None and train_step.finish.due(int(state.step)):
+        state = jax.jit(finish)(hide(state), data)
+    return show(state)
 
 
 def _check_counts(steps: int, log_every: int, checkpoint_every: int | None):
-    for name, value in (("steps", steps), ("log_every", log_every)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if checkpoint_every is not None and (checkpoint_every < 1 or checkpoint_every % log_every):
-        raise ValueError(
-            f"checkpoint_every is {checkpoint_every}; it must be a multiple of "
-            f"log_every = {log_every}"
-        )
+    check_positive("steps", steps)
+    check_positive("log_every", log_every)
+    if checkpoint_every is not None:
+        check_multiple("checkpoint_every", checkpoint_every, log_every, "log_every")
+
+
+def check_multiple(name: str, value: int, of: int, of_name: str):
+    check_positive(name, value)
+    if value % of:
+        raise ValueError(f"{name} must be a multiple of {of_name} = {of}, got {value}.")

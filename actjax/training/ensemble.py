@@ -16,6 +16,7 @@ compiled once), so that they cost nothing from then on.
 
 import contextlib
 import os
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,11 +28,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actjax.training.fit import METRICS, OnRow, RunFiles
+from actjax._checks import check_choice, check_positive
+from actjax.training.files import RunFiles
+from actjax.training.folder import METRICS
+from actjax.training.loop import OnRow, check_multiple
 from actjax.training.metrics import plain, read_metrics
+from actjax.training.partition import carried, hide, show
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
-from actjax.training.step import TrainStep, reduce_metrics
+from actjax.training.step import TrainStep, make_finish, reduce_metrics
 
 BATCHING = ("vmap", "map")
 AXIS = "members"
@@ -69,7 +74,7 @@ def stack_states(make_state: Callable[..., TrainState], *columns: Array) -> Trai
       >>> states.model.shape, states.extra.shape
       ((4, 3), (4,))
     """
-    return jax.jit(jax.vmap(make_state))(*columns)
+    return show(jax.jit(jax.vmap(lambda *row: hide(make_state(*row))))(*columns))
 
 
 def sweep(
@@ -121,10 +126,10 @@ def sweep(
     """
     devices = list(devices or jax.devices())
     batching = batching or ("map" if devices[0].platform == "cpu" else "vmap")
-    size = len(jax.tree.leaves(states)[0])
-    per_dispatch = log_every * rows_per_dispatch
-    checkpoint_every = 2 * per_dispatch if checkpoint_every is None else checkpoint_every
-    _check(size, keys, steps, log_every, rows_per_dispatch, checkpoint_every, batching)
+    size = _check_size(hide(states), keys)
+    _check_counts(steps, log_every, rows_per_dispatch, checkpoint_every)
+    check_choice("batching", batching, BATCHING)
+    checkpoint_every = checkpoint_every or 2 * log_every * rows_per_dispatch
     mesh = Mesh(np.asarray(devices[:size]), (AXIS,))
 
     with contextlib.ExitStack() as stack:
@@ -132,13 +137,14 @@ def sweep(
         if directory is not None:
             files = stack.enter_context(RunFiles(directory))
             states = files.restore(states)
-            for row in read_metrics(os.path.join(directory, METRICS)):
-                history.append(row)
+            history.read(pathlib.Path(directory) / METRICS)
         states, keys = _spread((states, keys), mesh, size)
         data = jax.device_put(data, NamedSharding(mesh, P()))
         done = int(states.step.max())
         if done > steps:
-            raise ValueError(f"steps is {steps}, but the run has done {done} already")
+            raise ValueError(
+                f"steps must be at least {done}, which the run has done already, got {steps}."
+            )
         seconds = files.seconds if files else 0.0
         progress = stack.enter_context(Progress(description, total=steps, done=done))
         dispatches = {}  # by rows and updates a row: only the first and the last may be shorter
@@ -173,7 +179,8 @@ def sweep(
             rate = round(shape[0] * shape[1] * len(members) / passed, 1)
             progress.update(done, row | {"updates_per_second": rate})
         ended = ~history.active(retire)
-        return Sweep(_first(states, size), history.arrays(), ended, history.diverged)
+        states = _finished(train_step, _first(states, size), data, batching)
+        return Sweep(states, history.arrays(), ended, history.diverged)
 
 
 class _History:
@@ -183,6 +190,20 @@ class _History:
         self._columns: dict[str, list] = {}
         self._members = np.arange(size)  # of the last row
         self.diverged = np.zeros(size, bool)
+
+    def read(self, path: pathlib.Path):
+        """Appends the rows of a sweep before."""
+        rows = read_metrics(path)
+        for number, row in enumerate(rows, 1):
+            try:
+                if row.keys() != rows[0].keys():
+                    raise KeyError
+                self.append(row)
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{str(path)!r} must hold the rows of a sweep of {len(self.diverged)} members, "
+                    f"got another kind in line {number}."
+                ) from error
 
     def append(self, row: dict[str, Any]):
         self._members = np.asarray(row["members"])
@@ -211,6 +232,15 @@ def _column(values: np.ndarray, members: np.ndarray, size: int) -> list[float | 
     return column
 
 
+def _finished(train_step: TrainStep, states: TrainState, data: Any, batching: str) -> TrainState:
+    """What is left to do for the members after their last updates; see `step.Finish`."""
+    finish = make_finish(train_step)
+    if finish is not None and train_step.finish.due(np.asarray(states.step)).any():
+        over = jax.vmap if batching == "vmap" else lambda one: lambda all: lax.map(one, all)
+        states = jax.jit(lambda states, data: over(lambda s: finish(s, data))(states))(states, data)
+    return show(states)
+
+
 def _make_dispatch(
     train_step: TrainStep, rows: int, log_every: int, batching: str, mesh: Mesh, size: int
 ):
@@ -218,6 +248,7 @@ def _make_dispatch(
 
     Without a bucket every member is trained where it is, and nothing moves.
     """
+    train_step = carried(train_step)
 
     def one_row(state, key, data):
         def update(state, _):
@@ -325,17 +356,22 @@ def _bucket(members: np.ndarray, size: int, devices: int) -> _Bucket:
     return _Bucket(take, put)
 
 
-def _check(size, keys, steps, log_every, rows_per_dispatch, checkpoint_every, batching):
-    counts = {"steps": steps, "log_every": log_every, "rows_per_dispatch": rows_per_dispatch}
+def _check_size(states: TrainState, keys: Array) -> int:
+    """Returns the number of members, by which all leaves lead."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(states)]
+    size = shapes[0][0] if shapes[0] else None
+    odd = [shape for shape in shapes if shape[:1] != (size,)]
+    if odd:
+        raise ValueError(f"states must hold arrays that lead with the members, got shape {odd[0]}.")
+    if jnp.shape(keys)[:1] != (size,):
+        raise ValueError(f"keys must be one for each of {size} members, got {jnp.shape(keys)}.")
+    return size
+
+
+def _check_counts(steps: int, log_every: int, rows: int, checkpoint_every: int | None):
+    counts = {"steps": steps, "log_every": log_every, "rows_per_dispatch": rows}
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if checkpoint_every < 1 or checkpoint_every % (log_every * rows_per_dispatch):
-        raise ValueError(
-            f"checkpoint_every is {checkpoint_every}; it must be a multiple of log_every * "
-            f"rows_per_dispatch = {log_every * rows_per_dispatch}"
-        )
-    if len(keys) != size:
-        raise ValueError(f"keys are {len(keys)}; they must be one for each of {size} members")
-    if batching not in BATCHING:
-        raise ValueError(f"batching is {batching!r}; it must be one of {', '.join(BATCHING)}")
+        check_positive(name, value)
+    if checkpoint_every is not None:
+        whole = "log_every * rows_per_dispatch"
+        check_multiple("checkpoint_every", checkpoint_every, log_every * rows, whole)
