@@ -1,8 +1,26 @@
-"""Optimizers that learn how to step and when to stop (Sander 2017).
+"""Optimizers that learn how to step and when to stop.
 
 The way of the data: `features` of a gradient -> `network` (a coordinatewise LSTM) -> `heads` (a
 score of stopping, and what it means) -> `prior` and `elbo` (its distribution and its objective) ->
-`meta` and `training` (unrolling and learning it) -> `transform` and `stopping` (using it).
+`meta` and `training` (unrolling and learning it) -> `columns`, `transform` and `stopping` (using
+it) -> `minimize`. What stands before and behind such an optimizer in a chain: see `transform`.
+
+Sources, by the names they have in these files:
+
+    Sander 2017         Jörg Sander, "Probabilistic approach to Adaptive Computation Time in (Deep)
+                        Neural Networks", master's thesis, University of Amsterdam, in two drafts,
+                        neither published here. The *June text* (28 June 2017) counts steps from 1
+                        and is what these files follow: equation numbers are its own. The *May
+                        text* (24 May 2017) has the same model with steps counted from 0, and drops
+                        a factor from p(t|T). `prior` says what is corrected in both.
+    Andrychowicz 2016   "Learning to learn by gradient descent by gradient descent",
+                        https://arxiv.org/abs/1606.04474: the LSTM optimizer and its features
+    Graves 2016         "Adaptive Computation Time for Recurrent Neural Networks",
+                        https://arxiv.org/abs/1603.08983: the halting rule of `actjax.halting`
+
+The library's other two are Fojo 2018, "Comparing Fixed and Adaptive Computation Time for Recurrent
+Neural Networks", https://arxiv.org/abs/1803.08165, and LFACT 2020, "Layer Flexible Adaptive
+Computation Time for Recurrent Neural Networks", https://arxiv.org/abs/1812.02335.
 """
 
 from actjax.learned.elbo import amortisation_gap as amortisation_gap

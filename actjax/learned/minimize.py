@@ -11,6 +11,7 @@ from jax import lax
 from actjax._checks import check_positive
 from actjax.learned.features import check_params
 from actjax.learned.transform import is_halted
+from actjax.training.state import as_transformation
 
 
 class Minimum(NamedTuple):
@@ -71,7 +72,7 @@ def minimize(
     check_params(params)
     # With strong types, which are what every update gives back.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transformation(optimizer)
     state = optimizer.init(params)
     result = jax.eval_shape(loss, params)
     if getattr(result, "shape", None) != () or not jnp.issubdtype(result.dtype, jnp.floating):

@@ -25,6 +25,7 @@ from actjax.learned.features import as_tree, check_params, coordinates
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
 from actjax.learned.prior import HorizonPrior
 from actjax.learned.stopping import MassRule, PriceRule
+from actjax.training.state import as_transformation
 
 NONFINITE = ("skip", "halt")
 
@@ -259,7 +260,7 @@ def freeze_when_halted(
       >>> bool(is_halted(state)), float(abs(updates).max())
       (True, 0.0)
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = as_transformation(optimizer)
 
     def init(params):
         state = optimizer.init(params)
