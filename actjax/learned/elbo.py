@@ -35,7 +35,7 @@ def log_posterior(logits: jax.Array, prior: HorizonPrior) -> jax.Array:
     logits = _steps_last("logits", logits)
     prior = prior.over(logits.shape[-1])
     log_w, log_keep = _log_weights(logits)
-    log_horizon = jnp.broadcast_to(prior.log_horizon().astype(logits.dtype), logits.shape)
+    log_horizon = _table(prior.log_horizon(), logits)
 
     # log S_t = log(p(t) + (1 - w_{t+1}) S_{t+1}) is the mass of horizons that reach t.
     def combine(later, earlier):
@@ -90,11 +90,11 @@ def elbo(
         if not every:
             raise ValueError(f"horizons must be 'all' for the marginal bound, got {horizons!r}.")
         log_q = log_posterior(logits, prior)
-        log_p = prior.over(log_q.shape[-1]).log_marginal().astype(log_q.dtype)
+        log_p = _table(prior.over(log_q.shape[-1]).log_marginal(), log_q)
         return jnp.sum(jnp.exp(log_q) * (log_likelihood - kl_weight * (log_q - log_p)), axis=-1)
     values = horizon_elbo(logits, log_likelihood, prior, kl_weight=kl_weight)
     if every:
-        log_horizon = prior.over(values.shape[-1]).log_horizon().astype(values.dtype)
+        log_horizon = _table(prior.over(values.shape[-1]).log_horizon(), values)
         return jnp.sum(jnp.exp(log_horizon) * values, axis=-1)
     index = _horizon_index(horizons, prior.first_step, values.shape[-1])
     index = jnp.broadcast_to(index, values.shape[:-1])[..., None]
@@ -144,7 +144,7 @@ def amortisation_gap(
     log_v, log_rest = _log_weights(oracle_logits(score, prior, kl_weight))
     log_w, log_keep = _log_weights(logits)
     divergence = -_running_mean(log_w, log_keep, jnp.zeros_like(score), 1.0, log_v, log_rest)
-    return jnp.sum(jnp.exp(prior.log_horizon().astype(logits.dtype)) * divergence, axis=-1)
+    return jnp.sum(jnp.exp(_table(prior.log_horizon(), logits)) * divergence, axis=-1)
 
 
 def _steps_last(name: str, values: jax.Array) -> jax.Array:
@@ -172,8 +172,14 @@ def _horizon_index(horizons, first: int, steps: int) -> jax.Array:
 
 
 def _prior_logits(prior: HorizonPrior, like: jax.Array) -> jax.Array:
-    """(t - 1) log a, the logits of p(t|T)."""
-    return jnp.arange(like.shape[-1], dtype=like.dtype) * prior.log_a
+    """(t - 1) log a, the logits of p(t|T), in the shape of `like`."""
+    logits = jnp.arange(like.shape[-1], dtype=like.dtype) * prior.log_a
+    return jnp.broadcast_to(logits, like.shape)
+
+
+def _table(values: jax.Array, like: jax.Array) -> jax.Array:
+    """A table of the prior's, [H], in the shape and dtype of `like`."""
+    return jnp.broadcast_to(values.astype(like.dtype), like.shape)
 
 
 def _log_weights(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

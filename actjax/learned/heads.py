@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._checks import check_choice
-from actjax.halting import halting_step, halting_weights
+from actjax.halting import Ponder, halting_step, halting_weights
 from actjax.learned.elbo import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign
 from actjax.learned.prior import HorizonPrior
@@ -148,7 +148,7 @@ class Graves:
     def objective(self, scores, log_likelihood):
         rule = halting_weights(jax.nn.sigmoid(scores), epsilon=self.epsilon)
         gain = jnp.sum(rule.weights * log_likelihood, axis=-1)
-        return gain - self.time_penalty * (rule.steps + rule.remainder)
+        return gain - self.time_penalty * Ponder(rule.steps, rule.remainder).cost
 
     def begin(self, like):
         return _nothing_scored(like)

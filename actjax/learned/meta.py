@@ -210,7 +210,9 @@ def _with_derivative_forward(losses, params, gradient):
 
 
 def _with_derivative_backward(gradient, cotangent):
-    known = jax.tree.map(lambda g: g.conj() * cotangent, gradient)
+    known = jax.tree.map(
+        lambda g: g.conj() * lax.expand_dims(cotangent, range(g.ndim - 1)), gradient
+    )
     return jnp.zeros_like(cotangent), known, jax.tree.map(jnp.zeros_like, gradient)
 
 

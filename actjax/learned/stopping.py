@@ -91,5 +91,6 @@ def plateau_steps(losses: jax.Array, tolerance: float, patience: int = 5) -> jax
 
 def oracle_steps(losses: jax.Array, price: float) -> jax.Array:
     """The best step of each curve in hindsight, at `price` a step: what no rule can beat."""
-    cost = losses + price * jnp.arange(1, losses.shape[-1] + 1)
+    steps = jnp.arange(1, losses.shape[-1] + 1, dtype=losses.dtype)
+    cost = losses + price * jnp.broadcast_to(steps, losses.shape)
     return jnp.argmin(cost, axis=-1).astype(jnp.int32) + 1

@@ -82,7 +82,8 @@ def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "al
         else:
             value = posterior.objective(scores, gain).mean()
         log_q = posterior.log_posterior(scores)
-        q, steps = jnp.exp(log_q), jnp.arange(1, losses.shape[0] + 1)
+        q = jnp.exp(log_q)
+        steps = lax.broadcasted_iota(q.dtype, q.shape, q.ndim - 1) + 1
         metrics = {
             "objective": value,
             "halting_step": jnp.sum(q * steps, -1).mean(),

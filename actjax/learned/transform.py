@@ -118,8 +118,8 @@ def lstm_optimizer(
         memory, values = advance(network, state.memory, gradient, seen, ok)
         state = LSTMOptimizerState(
             memory,
-            state.count + ok,
-            state.skipped + (~finite & ~state.halted),
+            state.count + ok.astype(jnp.int32),
+            state.skipped + (~finite & ~state.halted).astype(jnp.int32),
             state.halted | (~finite if nonfinite == "halt" else False),
         )
         return as_tree(values, gradients), state
@@ -203,7 +203,7 @@ def act_optimizer(
             finite = finite & jnp.isfinite(value)
         ok = finite & ~state.halted
         memory, values = advance(network, state.memory, gradient, seen, ok)
-        count = state.count + ok
+        count = state.count + ok.astype(jnp.int32)
         loss = state.previous_loss if value is None else jnp.where(ok, value, state.previous_loss)
         features = None
         if head.see_globals:
@@ -216,7 +216,7 @@ def act_optimizer(
             _choose(ok, belief, state.posterior),
             loss,
             count,
-            state.skipped + (~finite & ~state.halted),
+            state.skipped + (~finite & ~state.halted).astype(jnp.int32),
             jnp.where(ok, stop(belief), state.halted | (~finite if nonfinite == "halt" else False)),
         )
         return as_tree(values, gradients), state
