@@ -28,6 +28,8 @@ from actjax.learned.elbo import elbo as elbo
 from actjax.learned.elbo import horizon_elbo as horizon_elbo
 from actjax.learned.elbo import log_posterior as log_posterior
 from actjax.learned.elbo import oracle_logits as oracle_logits
+from actjax.learned.files import load as load
+from actjax.learned.files import save as save
 from actjax.learned.heads import Graves as Graves
 from actjax.learned.heads import HaltState as HaltState
 from actjax.learned.heads import Head as Head
@@ -84,11 +86,13 @@ __all__ = [
     "horizon_elbo",
     "init_meta",
     "is_halted",
+    "load",
     "log_posterior",
     "lstm_optimizer",
     "make_meta_step",
     "minimize",
     "oracle_logits",
     "sampled",
+    "save",
     "summed_loss",
 ]
