@@ -251,11 +251,14 @@ def test_one_step_at_a_time_equals_whole_curves(curves):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: HorizonPrior(1.0), "nu must lie strictly between 0 and 1, got 1.0"),
-        (lambda: HorizonPrior(0.5, horizon=0), "horizon must be at least 1, got 0"),
-        (lambda: HorizonPrior(0.5, cut="no"), "cut must be one of"),
-        (lambda: HorizonPrior(0.5).log_horizon(), "horizon must be set"),
-        (lambda: bounds.elbo(jnp.ones(3), jnp.ones(3), HorizonPrior(0.5, 4)), "it covers 4 steps"),
+        (lambda: HorizonPrior(1.0), "nu must be a number strictly between 0 and 1, got 1.0."),
+        (lambda: HorizonPrior(0.5, horizon=0), "horizon must be an integer of at least 1, got 0."),
+        (lambda: HorizonPrior(0.5, cut="no"), "cut must be 'preserve' or"),
+        (lambda: HorizonPrior(0.5).log_horizon(), "horizon must be an integer for a table"),
+        (
+            lambda: bounds.elbo(jnp.ones(3), jnp.ones(3), HorizonPrior(0.5, 4)),
+            "must cover the 3 steps of the last axis, got 4",
+        ),
         (
             lambda: bounds.elbo(jnp.ones(3), jnp.ones(3), HorizonPrior(0.5), bound="x"),
             "bound must be",
@@ -269,7 +272,7 @@ def test_one_step_at_a_time_equals_whole_curves(curves):
         (lambda: bounds.log_posterior(jnp.ones(()), HorizonPrior(0.5)), "at least one step"),
         (
             lambda: halting_objective(StickBreaking(HorizonPrior(0.5)), horizons="sample"),
-            "horizons=sample needs the softmax",
+            "horizons must be 'all' but for Softmax",
         ),
         (lambda: halting_objective(Graves(), gap_weight=1.0), "gap_weight must be 0"),
     ],

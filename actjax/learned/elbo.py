@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from actjax._checks import check_choice
 from actjax.learned.prior import HorizonPrior
 
 BOUNDS = ("act", "marginal")
@@ -34,7 +35,7 @@ def log_posterior(logits: jax.Array, prior: HorizonPrior) -> jax.Array:
     logits = _steps_last("logits", logits)
     prior = prior.over(logits.shape[-1])
     log_w, log_keep = _log_weights(logits)
-    log_horizon = jnp.broadcast_to(prior.log_horizon().astype(logits.dtype), logits.shape)
+    log_horizon = _table(prior.log_horizon(), logits)
 
     # log S_t = log(p(t) + (1 - w_{t+1}) S_{t+1}) is the mass of horizons that reach t.
     def combine(later, earlier):
@@ -80,21 +81,20 @@ def elbo(
       >>> bool(elbo(best, gain, prior) > elbo(jnp.zeros(3), gain, prior))
       True
     """
-    if bound not in BOUNDS:
-        raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
+    check_choice("bound", bound, BOUNDS)
     every = isinstance(horizons, str)
     if every and horizons != "all":
-        raise ValueError(f'horizons must be "all" or integers, got {horizons!r}')
+        raise ValueError(f"horizons must be 'all' or integers, got {horizons!r}.")
     logits, log_likelihood = jnp.broadcast_arrays(_steps_last("logits", logits), log_likelihood)
     if bound == "marginal":
         if not every:
-            raise ValueError('horizons must be "all" for the marginal bound, which mixes them')
+            raise ValueError(f"horizons must be 'all' for the marginal bound, got {horizons!r}.")
         log_q = log_posterior(logits, prior)
-        log_p = prior.over(log_q.shape[-1]).log_marginal().astype(log_q.dtype)
+        log_p = _table(prior.over(log_q.shape[-1]).log_marginal(), log_q)
         return jnp.sum(jnp.exp(log_q) * (log_likelihood - kl_weight * (log_q - log_p)), axis=-1)
     values = horizon_elbo(logits, log_likelihood, prior, kl_weight=kl_weight)
     if every:
-        log_horizon = prior.over(values.shape[-1]).log_horizon().astype(values.dtype)
+        log_horizon = _table(prior.over(values.shape[-1]).log_horizon(), values)
         return jnp.sum(jnp.exp(log_horizon) * values, axis=-1)
     index = _horizon_index(horizons, prior.first_step, values.shape[-1])
     index = jnp.broadcast_to(index, values.shape[:-1])[..., None]
@@ -144,34 +144,42 @@ def amortisation_gap(
     log_v, log_rest = _log_weights(oracle_logits(score, prior, kl_weight))
     log_w, log_keep = _log_weights(logits)
     divergence = -_running_mean(log_w, log_keep, jnp.zeros_like(score), 1.0, log_v, log_rest)
-    return jnp.sum(jnp.exp(prior.log_horizon().astype(logits.dtype)) * divergence, axis=-1)
+    return jnp.sum(jnp.exp(_table(prior.log_horizon(), logits)) * divergence, axis=-1)
 
 
 def _steps_last(name: str, values: jax.Array) -> jax.Array:
     values = jnp.asarray(values)
     if values.ndim < 1 or values.shape[-1] < 1:
-        raise ValueError(f"{name} must have at least one step on its last axis, got {values.shape}")
+        raise ValueError(
+            f"{name} must have at least one step on its last axis, got shape {values.shape}."
+        )
     return values
 
 
 def _horizon_index(horizons, first: int, steps: int) -> jax.Array:
     """Where the horizons lie on an axis of `steps`; `steps` itself for a traced one outside."""
     last = first + steps - 1
-    allowed = f'horizons must be "all" or integers from {first} to {last}'
+    allowed = f"horizons must be 'all' or integers from {first} to {last}"
     known = not isinstance(horizons, jax.core.Tracer)
     values = np.asarray(horizons) if known else horizons
     if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise ValueError(f"{allowed}, got {horizons!r}")
+        raise ValueError(f"{allowed}, got {horizons!r}.")
     outside = (values < first) | (values > last)
     if known and outside.any():
-        raise ValueError(f"{allowed}, got {values[outside].flat[0]}")
+        raise ValueError(f"{allowed}, got {values[outside].flat[0]}.")
     index = jnp.asarray(values) - first
     return jnp.where(index < 0, steps, index)  # a negative index would count from the end
 
 
 def _prior_logits(prior: HorizonPrior, like: jax.Array) -> jax.Array:
-    """(t - 1) log a, the logits of p(t|T)."""
-    return jnp.arange(like.shape[-1], dtype=like.dtype) * prior.log_a
+    """(t - 1) log a, the logits of p(t|T), in the shape of `like`."""
+    logits = jnp.arange(like.shape[-1], dtype=like.dtype) * prior.log_a
+    return jnp.broadcast_to(logits, like.shape)
+
+
+def _table(values: jax.Array, like: jax.Array) -> jax.Array:
+    """A table of the prior's, [H], in the shape and dtype of `like`."""
+    return jnp.broadcast_to(values.astype(like.dtype), like.shape)
 
 
 def _log_weights(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

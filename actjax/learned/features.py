@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
@@ -22,7 +23,7 @@ def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
       [[0.0, -1.0], [1.0, -0.0]]
     """
     if not p > 0:
-        raise ValueError(f"p must be positive, got {p!r}")
+        raise ValueError(f"p must be a number above 0, got {p!r}.")
     floor = math.exp(-p)
     size = jnp.abs(gradient)
     large = size >= floor
@@ -41,8 +42,11 @@ PREPROCESS = {"log_sign": log_sign, "raw": raw}
 
 
 def coordinates(tree) -> jax.Array:
-    """All leaves of a pytree laid end to end as float32: float [N]; [0] for a tree without any."""
-    leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    """All leaves of a pytree laid end to end as float32: float [N]; [0] for a tree without any.
+
+    A complex number is two coordinates: the real parts of its leaf, then the imaginary ones.
+    """
+    leaves = [_flat(leaf) for leaf in jax.tree.leaves(tree)]
     if len(leaves) == 1:
         return leaves[0]
     return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)
@@ -52,8 +56,31 @@ def as_tree(values: jax.Array, like):
     """The inverse of `coordinates`: float [N] cut up into the shapes and dtypes of `like`."""
     leaves, structure = jax.tree.flatten(like)
     parts, start = [], 0
-    for leaf in leaves:
-        part = values[start : start + leaf.size] if len(leaves) > 1 else values
+    for leaf in map(jnp.asarray, leaves):
+        is_complex = jnp.iscomplexobj(leaf)
+        size = leaf.size * (2 if is_complex else 1)
+        part = values[start : start + size] if len(leaves) > 1 else values
+        if is_complex:
+            part = lax.complex(part[: leaf.size], part[leaf.size :])
         parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
-        start += leaf.size
+        start += size
     return jax.tree.unflatten(structure, parts)
+
+
+def check_params(params):
+    """Refuses leaves that have no gradient: integers, keys, functions."""
+    for leaf in jax.tree.leaves(params):
+        kind = getattr(leaf, "dtype", type(leaf))
+        number = kind in (float, complex) or hasattr(leaf, "dtype")
+        if not number or not jnp.issubdtype(kind, jnp.inexact):
+            raise ValueError(
+                "params must hold arrays of floating-point or complex numbers alone "
+                f"(keep what is not trained out of them), got {getattr(kind, '__name__', kind)}."
+            )
+
+
+def _flat(leaf) -> jax.Array:
+    flat = jnp.ravel(leaf)
+    if jnp.iscomplexobj(flat):
+        flat = jnp.concatenate([flat.real, flat.imag])
+    return flat.astype(jnp.float32)

@@ -19,19 +19,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._checks import check_choice
-from actjax.halting import halting_weights
+from actjax.halting import Ponder, halting_step, halting_weights
 from actjax.learned.elbo import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign
 from actjax.learned.prior import HorizonPrior
 
 KINDS = ("softmax", "stick", "graves")
 GLOBAL_FEATURES = 6
+NO_LIMIT = jnp.iinfo(jnp.int32).max  # an optimizer at work has no last step of its own
 
 
 class HaltState(NamedTuple):
     """The posterior of a problem up to now; every field has the shape of a score, [...]."""
 
-    count: jax.Array  # int32: steps scored
+    steps: jax.Array  # int32: steps scored
     logit: jax.Array  # softmax: l_t. stick: log survival after t. graves: h_1 + ... + h_t
     log_total: jax.Array  # softmax: L_t = log sum exp(l). Others: unused, 0
     mass: jax.Array  # probability that computation has stopped by now
@@ -66,8 +67,8 @@ class Softmax:
         return amortisation_gap(logits, log_likelihood, self.prior, kl_weight=self.kl_weight)
 
     def begin(self, like):
-        zero = jnp.zeros_like(like, jnp.float32)
-        return HaltState(zero.astype(jnp.int32), zero, zero - jnp.inf, zero, zero)
+        state = _nothing_scored(like)
+        return state._replace(log_total=jnp.full_like(state.log_total, -jnp.inf))
 
     def advance(self, state: HaltState, score) -> HaltState:
         """`mass` is the mass before t, 1 - q(t|T=t): what the June text has at inference."""
@@ -75,7 +76,7 @@ class Softmax:
         logit = state.logit + score
         log_total = jnp.logaddexp(state.log_total, logit)
         mass = -jnp.expm1(logit - log_total)
-        return HaltState(state.count + 1, logit, log_total, mass, score)
+        return HaltState(state.steps + 1, logit, log_total, mass, score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +125,14 @@ class StickBreaking:
         return jnp.sum((jnp.exp(log_survive) * each)[..., :-1], axis=-1)
 
     def begin(self, like):
-        zero = jnp.zeros_like(like, jnp.float32)
-        return HaltState(zero.astype(jnp.int32), zero, zero, zero, zero)
+        return _nothing_scored(like)
 
     def advance(self, state: HaltState, score) -> HaltState:
         """`mass` is the probability of having stopped at t or before."""
         score = _like_state(score, state)
         log_survival = state.logit + jax.nn.log_sigmoid(-score)
         mass = -jnp.expm1(log_survival)
-        return HaltState(state.count + 1, log_survival, state.log_total, mass, -score)
+        return HaltState(state.steps + 1, log_survival, state.log_total, mass, -score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,18 +148,19 @@ class Graves:
     def objective(self, scores, log_likelihood):
         rule = halting_weights(jax.nn.sigmoid(scores), epsilon=self.epsilon)
         gain = jnp.sum(rule.weights * log_likelihood, axis=-1)
-        return gain - self.time_penalty * (rule.steps + rule.remainder)
+        return gain - self.time_penalty * Ponder(rule.steps, rule.remainder).cost
 
     def begin(self, like):
-        zero = jnp.zeros_like(like, jnp.float32)
-        return HaltState(zero.astype(jnp.int32), zero, zero, zero, zero)
+        return _nothing_scored(like)
 
     def advance(self, state: HaltState, score) -> HaltState:
-        """`mass` is h_1 + ... + h_t over 1 - epsilon, so that the rule stops at mass 1."""
+        """`mass` is h_1 + ... + h_t over 1 - epsilon, and 1 from the step on that is the last."""
         score = _like_state(score, state)
-        total = state.logit + jax.nn.sigmoid(score)
-        mass = jnp.minimum(total / (1 - self.epsilon), 1.0)
-        return HaltState(state.count + 1, total, state.log_total, mass, -score)
+        halt, steps = jax.nn.sigmoid(score), state.steps + 1
+        _, last = halting_step(halt, state.logit, steps, max_steps=NO_LIMIT, epsilon=self.epsilon)
+        total = state.logit + halt
+        mass = jnp.where(last, 1, jnp.minimum(total / (1 - self.epsilon), 1))
+        return HaltState(steps, total, state.log_total, mass, -score)
 
 
 class Head(nnx.Module):
@@ -202,12 +203,12 @@ def global_features(loss, previous_loss, gradient_norm, count) -> jax.Array:
     """What a problem looks like as a whole at step t: float [6, *shape].
 
     The loss and its last change as log and sign, the log of the gradient's norm, and that of the
-    step number. At the first step the change is 0.
+    step number. At the first step, count = 1, the change is 0 whatever `previous_loss` holds.
     """
-    previous_loss = jnp.where(jnp.isnan(previous_loss), loss, previous_loss)
+    change = jnp.where(count == 1, 0, loss - previous_loss)
     norm = log_sign(gradient_norm)[:1]
     time = jnp.log1p(count.astype(jnp.float32)) / 5
-    return jnp.concatenate([log_sign(loss), log_sign(loss - previous_loss), norm, time[None]])
+    return jnp.concatenate([log_sign(loss), log_sign(change), norm, time[None]])
 
 
 def make_posterior(kind: str, prior: HorizonPrior, *, kl_weight: float, time_penalty: float = 1e-3):
@@ -216,6 +217,12 @@ def make_posterior(kind: str, prior: HorizonPrior, *, kl_weight: float, time_pen
     if kind == "graves":
         return Graves(time_penalty)
     return (Softmax if kind == "softmax" else StickBreaking)(prior, kl_weight)
+
+
+def _nothing_scored(like) -> HaltState:
+    """Zeros of the shape of `like`, each in a buffer of its own, so that all can be donated."""
+    zero = lambda dtype: jnp.zeros_like(like, dtype)
+    return HaltState(zero(jnp.int32), *(zero(jnp.float32) for _ in range(4)))
 
 
 def _like_state(score, state: HaltState) -> jax.Array:

@@ -37,8 +37,8 @@ class Rollout(NamedTuple):
     step: jax.Array  # int32 []: updates taken
     memory: LSTMState  # [hidden, N * B]
     loss: jax.Array  # [B]: of the current params
-    previous_loss: jax.Array  # [B]: of the params before; nan at the start
-    gradient: Any
+    previous_loss: jax.Array  # [B]: of the params before; 0 at the start
+    gradient: Any  # of complex params the conjugate, which leads uphill
 
 
 class Curves(NamedTuple):
@@ -56,9 +56,8 @@ def start(network: CoordinatewiseLSTM, family: Family, key: jax.Array, batch_siz
     keys = jax.random.split(key_batch, batch_size)
     loss, gradient = evaluate(family, params, data, keys, jnp.zeros((), jnp.int32))
     memory = network.initial_state(coordinates(params))
-    nothing = jnp.full_like(loss, jnp.nan)
     step = jnp.zeros((), jnp.int32)
-    return Rollout(params, data, keys, step, memory, loss, nothing, gradient)
+    return Rollout(params, data, keys, step, memory, loss, jnp.zeros_like(loss), gradient)
 
 
 def unroll(
@@ -91,12 +90,15 @@ def unroll(
       Where the problems stand then, and their curves.
     """
     if chunk is not None and (chunk < 1 or steps % chunk):
-        raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}")
+        raise ValueError(f"chunk must divide steps = {steps}, got {chunk!r}.")
     if drawn is not None:
         network, head = optimizer.network, optimizer.head
         plain = isinstance(network, CoordinatewiseLSTM) and not network.see_params and head is None
         if second_order or not plain:
-            raise ValueError("drawn needs first-order derivatives and the plain LSTM optimizer")
+            raise ValueError(
+                "drawn must be None but for first-order derivatives of one CoordinatewiseLSTM that "
+                "sees no params and has no head, got columns."
+            )
         return _unroll_drawn(optimizer, family, rollout, steps, drawn)
 
     def step(rollout: Rollout, _):
@@ -181,7 +183,10 @@ def score(head: Head, memory: LSTMState, rollout: Rollout, gradient: Any, count)
 
 
 def evaluate(family: Family, params, data, keys, step) -> tuple[jax.Array, Any]:
-    """Losses [B] and gradients of all problems at their current parameters."""
+    """Losses [B] and gradients of all problems at their current parameters.
+
+    Gradients in complex parameters are conjugated: the directions in which the losses grow.
+    """
     here = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
 
     def total(params):
@@ -189,12 +194,12 @@ def evaluate(family: Family, params, data, keys, step) -> tuple[jax.Array, Any]:
         return losses.sum(), losses
 
     gradient, losses = jax.grad(total, has_aux=True)(params)
-    return losses, gradient
+    return losses, jax.tree.map(jnp.conj, gradient)
 
 
 @jax.custom_vjp
 def with_derivative(losses: jax.Array, params: Any, gradient: Any) -> jax.Array:
-    """`losses` [B] as a function of `params` whose derivative, `gradient`, is known already."""
+    """`losses` [B] as a function of `params` whose gradient, of `evaluate`, is known already."""
     del params, gradient
     return losses
 
@@ -205,7 +210,9 @@ def _with_derivative_forward(losses, params, gradient):
 
 
 def _with_derivative_backward(gradient, cotangent):
-    known = jax.tree.map(lambda g: g * cotangent, gradient)
+    known = jax.tree.map(
+        lambda g: g.conj() * lax.expand_dims(cotangent, range(g.ndim - 1)), gradient
+    )
     return jnp.zeros_like(cotangent), known, jax.tree.map(jnp.zeros_like, gradient)
 
 

@@ -85,11 +85,18 @@ class CoordinatewiseLSTM(nnx.Module):
 
     def initial_state(self, like: jax.Array) -> LSTMState:
         """Zeros for the coordinates `like`, [N], from which sharding and device are taken."""
-        column = jnp.zeros_like(like, jnp.float32)
-        dtype = self.output_kernel[...].dtype  # the state of a step: float32 also under x64
-        zeros = column[None] + jnp.zeros((self.hidden_features, 1), dtype)
-        layers = len(self.kernels)
-        return LSTMState((zeros,) * layers, (zeros,) * layers)
+        # Each in a buffer of its own, so that all can be donated.
+        zeros = lambda: tuple(zero_rows(self, like, self.hidden_features) for _ in self.kernels)
+        return LSTMState(zeros(), zeros())
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and state: float32 unless the network was made under x64."""
+        return self.output_kernel[...].dtype
+
+    def runs(self, count: int) -> list[tuple["CoordinatewiseLSTM", int, int]]:
+        """Which network steps which of `count` coordinates: (network, first, last + 1)."""
+        return [(self, 0, count)]
 
     def __call__(
         self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
@@ -104,11 +111,13 @@ class CoordinatewiseLSTM(nnx.Module):
         Returns:
           The next state and the update, float [N], to be added to the parameters.
         """
-        x = PREPROCESS[self.preprocess](gradient, self.p)
+        x = PREPROCESS[self.preprocess](gradient, self.p).astype(self.dtype)
         if self.see_params:
             if params is None:
-                raise ValueError("params must be given to a network with see_params=True, got None")
-            x = jnp.concatenate([x, params[None]])
+                raise ValueError(
+                    "params must be given to a network made with see_params, got None."
+                )
+            x = jnp.concatenate([x, params[None].astype(self.dtype)])
         one = jnp.ones_like(x[:1])
         cells, hiddens = [], []
         for kernel, cell, hidden in zip(self.kernels, state.cell, state.hidden, strict=True):
@@ -136,27 +145,58 @@ class GroupedLSTM(nnx.Module):
 
     def __init__(self, networks: list[CoordinatewiseLSTM], sizes: tuple[int, ...]):
         if len(networks) != len(sizes):
-            raise ValueError(f"sizes must name one size a network, got {sizes} for {len(networks)}")
+            raise ValueError(
+                f"sizes must hold one size for each of {len(networks)} networks, got {sizes!r}."
+            )
+        for size in sizes:
+            check_positive("sizes", size)
         self.networks = nnx.List(networks)
         self.sizes = tuple(sizes)
+        self.hidden_features = networks[0].hidden_features
         self.see_params = networks[0].see_params
 
     def initial_state(self, like: jax.Array) -> LSTMState:
         """Zeros for the coordinates `like`, [N]."""
         return self.networks[0].initial_state(like)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and state."""
+        return self.networks[0].dtype
+
+    @property
+    def kernels(self):
+        """The layers of the first network, which has as many as the others."""
+        return self.networks[0].kernels
+
+    def runs(self, count: int) -> list[tuple[CoordinatewiseLSTM, int, int]]:
+        """Which network steps which of `count` coordinates: (network, first, last + 1)."""
+        if count % sum(self.sizes):
+            raise ValueError(
+                f"params must hold the {sum(self.sizes)} coordinates of the network's groups "
+                f"{self.sizes}, or a multiple of them, got {count}."
+            )
+        problems, runs, first = count // sum(self.sizes), [], 0
+        for network, size in zip(self.networks, self.sizes, strict=True):
+            runs.append((network, first, first + problems * size))
+            first += problems * size
+        return runs
+
     def __call__(
         self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
     ) -> tuple[LSTMState, jax.Array]:
         """One step for all coordinates; see `CoordinatewiseLSTM`."""
-        problems = gradient.shape[-1] // sum(self.sizes)
-        ends = [problems * sum(self.sizes[: j + 1]) for j in range(len(self.sizes) - 1)]
-        cut = lambda array: jnp.split(array, ends, axis=-1)
         found = []
-        for j, network in enumerate(self.networks):
-            mine = jax.tree.map(lambda array, j=j: cut(array)[j], (state, gradient, params))
-            found.append(network(*mine))
+        for network, first, end in self.runs(gradient.shape[-1]):
+            cut = lambda array, first=first, end=end: array[..., first:end]
+            found.append(network(*jax.tree.map(cut, (state, gradient, params))))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
+
+
+def zero_rows(network, like: jax.Array, rows: int, dtype=None) -> jax.Array:
+    """Zeros [rows, N] for the coordinates `like`, [N], with their sharding and device."""
+    dtype = network.dtype if dtype is None else dtype
+    return jnp.zeros_like(like, dtype)[None] + jnp.zeros((rows, 1), dtype)
 
 
 @jax.custom_vjp

@@ -11,11 +11,12 @@ p(t|T); the forms above are the ones that sum to 1.
 """
 
 import dataclasses
-import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from actjax._checks import check_choice
 
 CUTS = ("preserve", "renormalise")
 
@@ -47,14 +48,19 @@ class HorizonPrior:
     first_step: int = 1
 
     def __post_init__(self):
-        if not 0.0 < self.nu < 1.0:
-            raise ValueError(f"nu must lie strictly between 0 and 1, got {self.nu!r}")
-        if self.cut not in CUTS:
-            raise ValueError(f"cut must be one of {', '.join(CUTS)}, got {self.cut!r}")
+        if not isinstance(self.nu, (int, float, np.number)) or not 0 < self.nu < 1:
+            raise ValueError(f"nu must be a number strictly between 0 and 1, got {self.nu!r}.")
+        check_choice("cut", self.cut, CUTS)
         if self.first_step not in (0, 1):
-            raise ValueError(f"first_step must be 0 or 1, got {self.first_step!r}")
-        if self.horizon is not None and operator.index(self.horizon) < self.first_step:
-            raise ValueError(f"horizon must be at least {self.first_step}, got {self.horizon!r}")
+            raise ValueError(f"first_step must be 0 or 1, got {self.first_step!r}.")
+        if self.horizon is not None and (
+            isinstance(self.horizon, bool)
+            or not isinstance(self.horizon, (int, np.integer))
+            or self.horizon < self.first_step
+        ):
+            raise ValueError(
+                f"horizon must be an integer of at least {self.first_step}, got {self.horizon!r}."
+            )
 
     @property
     def log_a(self) -> float:
@@ -65,7 +71,7 @@ class HorizonPrior:
     def steps(self) -> int:
         """Number of values T can take, H for first_step=1 and H + 1 for first_step=0."""
         if self.horizon is None:
-            raise ValueError("horizon must be set for a table over T, got None")
+            raise ValueError("horizon must be an integer for a table over T, got None.")
         return self.horizon - self.first_step + 1
 
     def over(self, steps: int) -> "HorizonPrior":
@@ -78,7 +84,7 @@ class HorizonPrior:
             return dataclasses.replace(self, horizon=steps + self.first_step - 1)
         if self.steps != steps:
             raise ValueError(
-                f"horizon must match the step axis: it covers {self.steps} steps, got {steps}"
+                f"horizon must cover the {steps} steps of the last axis, got {self.steps} steps."
             )
         return self
 

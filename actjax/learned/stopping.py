@@ -25,7 +25,7 @@ class MassRule:
 
     def __post_init__(self):
         if isinstance(self.threshold, (int, float)) and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
+            raise ValueError(f"threshold must be a number from 0 to 1, got {self.threshold!r}.")
 
     def __call__(self, state: HaltState) -> jax.Array:
         return state.mass > self.threshold
@@ -47,7 +47,7 @@ class PriceRule:
     first: int = 1
 
     def __call__(self, state: HaltState) -> jax.Array:
-        return (state.gain < self.margin) & (state.count >= self.first)
+        return (state.gain < self.margin) & (state.steps >= self.first)
 
 
 def sampled(key: jax.Array) -> MassRule:
@@ -91,5 +91,6 @@ def plateau_steps(losses: jax.Array, tolerance: float, patience: int = 5) -> jax
 
 def oracle_steps(losses: jax.Array, price: float) -> jax.Array:
     """The best step of each curve in hindsight, at `price` a step: what no rule can beat."""
-    cost = losses + price * jnp.arange(1, losses.shape[-1] + 1)
+    steps = jnp.arange(1, losses.shape[-1] + 1, dtype=losses.dtype)
+    cost = losses + price * jnp.broadcast_to(steps, losses.shape)
     return jnp.argmin(cost, axis=-1).astype(jnp.int32) + 1

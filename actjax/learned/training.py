@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax._checks import check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
-from actjax.training.state import TrainState, init_state
+from actjax.training.state import TrainState, as_transformation, init_state
+from actjax.training.step import Finish
 
 MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands to every update
 
@@ -30,7 +31,7 @@ class MetaExtra(NamedTuple):
 
     rollout: meta.Rollout  # the problems in progress
     best: meta.LearnedOptimizer  # the parameters with the lowest validation loss so far
-    best_loss: jax.Array
+    best_loss: jax.Array  # theirs; inf before the first validation
     validation_loss: jax.Array  # of the last validation; inf before the first
 
 
@@ -64,12 +65,14 @@ def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "al
       horizons: "all" sums over p(T) exactly; "sample" draws one T a problem, as the papers do, an
         unbiased estimate of that sum. Only the softmax has a prior over T.
     """
-    if horizons not in ("all", "sample"):
-        raise ValueError(f"horizons must be all or sample, got {horizons!r}")
+    check_choice("horizons", horizons, ("all", "sample"))
     if horizons == "sample" and not (isinstance(posterior, Softmax) and posterior.bound == "act"):
-        raise ValueError(f"horizons=sample needs the softmax and its act bound, got {posterior!r}")
+        raise ValueError(
+            "horizons must be 'all' but for Softmax with bound='act', "
+            f"got 'sample' for {posterior!r}."
+        )
     if gap_weight and isinstance(posterior, Graves):
-        raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}")
+        raise ValueError(f"gap_weight must be 0 for Graves' rule, got {gap_weight!r}.")
 
     def cost(losses, scores, key=None):
         gain, scores = -losses.T, scores.T
@@ -79,7 +82,8 @@ def halting_objective(posterior, *, gap_weight: float = 0.0, horizons: str = "al
         else:
             value = posterior.objective(scores, gain).mean()
         log_q = posterior.log_posterior(scores)
-        q, steps = jnp.exp(log_q), jnp.arange(1, losses.shape[0] + 1)
+        q = jnp.exp(log_q)
+        steps = lax.broadcasted_iota(q.dtype, q.shape, q.ndim - 1) + 1
         metrics = {
             "objective": value,
             "halting_step": jnp.sum(q * steps, -1).mean(),
@@ -115,7 +119,8 @@ def make_meta_step(
     Args:
       make_family: `data -> Family`, called inside the compiled step so that data is its argument.
       objective: `summed_loss()` or `halting_objective(posterior)`.
-      optimizer: the meta-optimizer.
+      optimizer: the meta-optimizer, any Optax transformation; `value`, `grad` and `value_fn` are
+        handed to those that look at the loss.
       batch_size: problems in an update (L).
       horizon: H, updates taken on a problem.
       window: steps between truncations, or between kept states for a whole-horizon objective; it
@@ -124,7 +129,10 @@ def make_meta_step(
       train_network: with False only the halting head learns.
       columns: coordinates, of all problems in an update, that the derivative goes through; they
         are drawn anew for each update. See `meta.unroll`; None takes all.
-      validate_every: meta-updates between validations; the best parameters are kept.
+      validate_every: meta-updates between validations; the best parameters are kept, in
+        `state.extra.best`. `fit` validates what it returns once more where its last update was not
+        followed by a validation, so that `best` is never the untrained optimizer; a loop of your
+        own does so with `step.finish.run(state, data)`.
       validation_size: problems in the fixed validation set.
       validation_seed: draws that set; the run's own seed plays no part in it.
 
@@ -132,10 +140,20 @@ def make_meta_step(
       ValueError: for counts below 1 or a window that does not divide the horizon; and from the
         step for a state of `init_meta` with another `batch_size`.
     """
-    for name, value in (("batch_size", batch_size), ("horizon", horizon), ("window", window)):
+    counts = {
+        "batch_size": batch_size,
+        "horizon": horizon,
+        "window": window,
+        "validate_every": validate_every,
+        "validation_size": validation_size,
+    }
+    for name, value in counts.items():
         check_positive(name, value)
+    if columns is not None:
+        check_positive("columns", columns)
+    optimizer = as_transformation(optimizer)
     if horizon % window:
-        raise ValueError(f"window must divide horizon = {horizon}, got {window}")
+        raise ValueError(f"window must divide horizon = {horizon}, got {window}.")
 
     def unroll(learned, family, rollout, key):
         steps = horizon if objective.whole else window
@@ -156,11 +174,17 @@ def make_meta_step(
         loss, metrics = objective.cost(*curves, key_horizons)
         return loss, (lax.stop_gradient(rollout), metrics)
 
-    def validate(learned, family):
+    def validate(learned, family, extra: MetaExtra):
         key = jax.random.key(validation_seed)
         rollout = meta.start(learned.network, family, key, validation_size)
         _, curves = meta.unroll(learned, family, rollout, horizon)
-        return objective.cost(*curves)[0]
+        found = objective.cost(*curves)[0].astype(extra.best_loss.dtype)
+        better = found < extra.best_loss
+        return extra._replace(
+            best=jax.tree.map(lambda a, b: jnp.where(better, a, b), learned, extra.best),
+            best_loss=jnp.where(better, found, extra.best_loss),
+            validation_loss=found,
+        )
 
     def step(state: TrainState, key, data: Any = ()):
         family = make_family(data)
@@ -168,7 +192,7 @@ def make_meta_step(
         problems = extra.rollout.loss.shape[0]
         if problems != batch_size:
             raise ValueError(
-                f"batch_size must be that of init_meta, {problems} problems, got {batch_size}"
+                f"batch_size must be that of init_meta, {problems} problems, got {batch_size}."
             )
 
         def fresh():
@@ -176,33 +200,34 @@ def make_meta_step(
 
         windows = 1 if objective.whole else horizon // window
         rollout = lax.cond(state.step % windows == 0, fresh, lambda: extra.rollout)
-        (loss, (rollout, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.model, family, rollout, jax.random.fold_in(key, 1)
+        draw = jax.random.fold_in(key, 1)
+        (loss, (after, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.model, family, rollout, draw
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+        value_fn = lambda learned: loss_fn(learned, family, rollout, draw)[0]
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.model, value=loss, grad=gradient, value_fn=value_fn
+        )
         model = optax.apply_updates(state.model, updates)
         count = state.step + 1
-
-        def check():
-            found = validate(model, family)
-            better = found < extra.best_loss
-            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), model, extra.best)
-            return best, jnp.minimum(found, extra.best_loss), found
-
-        best, best_loss, validation_loss = lax.cond(
+        extra = lax.cond(
             count % validate_every == 0,
-            check,
-            lambda: (extra.best, extra.best_loss, extra.validation_loss),
+            lambda extra: validate(model, family, extra),
+            lambda extra: extra,
+            extra._replace(rollout=after),
         )
-        extra = MetaExtra(rollout, best, best_loss, validation_loss)
         metrics = {
             "loss": loss,
             **metrics,
-            "validation_loss": validation_loss,
+            "validation_loss": extra.validation_loss,
             "gradient_norm": optax.tree.norm(gradient),
         }
         return TrainState(count, model, opt_state, extra), metrics
 
+    def finish(state: TrainState, data: Any) -> TrainState:
+        return state._replace(extra=validate(state.model, make_family(data), state.extra))
+
+    step.finish = Finish(due=lambda step: step % validate_every != 0, run=finish)
     return step
 
 
@@ -218,6 +243,6 @@ def init_meta(
     rollout = jax.jit(
         lambda data: meta.start(learned.network, make_family(data), jax.random.key(0), batch_size)
     )(data)
-    worst = jnp.asarray(jnp.inf)
+    worst = jnp.full((), jnp.inf, rollout.loss.dtype)
     best = jax.tree.map(jnp.copy, learned)  # donated beside the model, so in buffers of its own
     return init_state(learned, optimizer, MetaExtra(rollout, best, worst, worst.copy()))

@@ -1,18 +1,31 @@
-"""Learned optimizers as Optax transformations, for any model in any training loop."""
+"""Learned optimizers as Optax transformations, for any model in any training loop.
+
+Their updates are to be added as they are: no learning rate and no minus follow. So
+
+    frozen leaves      `optax.partition` with `optax.set_to_zero()`; `optax.masked` would hand the
+                       bare gradients of the other leaves on, to be *added*
+    weight decay       behind the optimizer with a minus, `optax.add_decayed_weights(-rate)`: what
+                       is added there goes onto the parameters. In front of it, with a plus, it
+                       becomes part of the gradient that the network sees
+    after halting      `freeze_when_halted` around a chain, since what stands behind an
+                       `act_optimizer` goes on moving the parameters by itself
+    complex leaves     two coordinates a number. As for all of Optax, gradients of a real loss in
+                       complex parameters must be conjugated first, as `minimize` does
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from actjax._checks import check_choice, check_positive
-from actjax.learned.features import as_tree, coordinates
+from actjax._checks import check_choice
+from actjax.learned.columns import Network, advance, empty_memory, pooled_hidden
+from actjax.learned.features import as_tree, check_params, coordinates
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
-from actjax.learned.network import CoordinatewiseLSTM, LSTMState
 from actjax.learned.prior import HorizonPrior
 from actjax.learned.stopping import MassRule, PriceRule
+from actjax.training.state import as_transformation
 
 NONFINITE = ("skip", "halt")
 
@@ -20,7 +33,7 @@ NONFINITE = ("skip", "halt")
 class LSTMOptimizerState(NamedTuple):
     """State of `lstm_optimizer`."""
 
-    memory: LSTMState
+    memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
     count: jax.Array  # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: set by such a gradient where nonfinite="halt"
@@ -29,44 +42,72 @@ class LSTMOptimizerState(NamedTuple):
 class ACTOptimizerState(NamedTuple):
     """State of `act_optimizer`."""
 
-    memory: LSTMState
+    memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
     posterior: HaltState  # over the halting step, up to now
-    previous_loss: jax.Array  # nan before the first update
+    previous_loss: jax.Array  # 0 before the first update
     count: jax.Array  # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: from here on all updates are zero
 
 
 def lstm_optimizer(
-    network: CoordinatewiseLSTM, *, nonfinite: str = "skip"
+    network: Network, *, nonfinite: str = "skip", state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """The LSTM optimizer (Andrychowicz 2016; Sander 2017, section 4.1).
 
-    Updates are to be added to the parameters, with no learning rate. All leaves of the pytree form
-    one set of coordinates; give groups of leaves their own networks with `optax.partition`.
+    All leaves of the pytree form one set of coordinates; give groups of leaves their own networks,
+    or none, with `optax.partition`. What stands before and behind it in a chain: see
+    `actjax.learned.transform`.
 
     Args:
       network: meta-trained, or to be: it may hold tracers.
       nonfinite: what to do when a gradient holds NaN or infinity. "skip" makes the update zero and
         leaves the state as it was; "halt" makes this and every later update zero. Either way
         `state.skipped` counts it and nothing spreads.
+      state_dtype: in which the memory is kept between updates, the network's own (float32) unless
+        given; `jnp.bfloat16` halves its 320 bytes a coordinate. The arithmetic stays the same.
+
+    Raises:
+      ValueError: for another `nonfinite` or a `state_dtype` that is not floating; from `init` for
+        params that hold anything but floating-point and complex arrays.
 
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from flax import nnx
-      >>> optimizer = lstm_optimizer(CoordinatewiseLSTM(rngs=nnx.Rngs(0)))
+      >>> from actjax.learned import CoordinatewiseLSTM
+      >>> network = CoordinatewiseLSTM(rngs=nnx.Rngs(0))
+      >>> optimizer = lstm_optimizer(network)
       >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(())}
       >>> updates, state = optimizer.update(params, optimizer.init(params), params)
       >>> optax.apply_updates(params, updates)["w"].shape
       (2, 3)
+
+      A leaf that stays as it is, and decay of .01 an update for the other:
+
+      >>> learned = optax.chain(optimizer, optax.add_decayed_weights(-0.01))
+      >>> chosen = optax.partition(
+      ...     {"learned": learned, "frozen": optax.set_to_zero()}, {"w": "learned", "b": "frozen"}
+      ... )
+      >>> moved, _ = chosen.update(params, chosen.init(params), params)
+      >>> bool(jnp.allclose(moved["w"], updates["w"] - 0.01)), float(moved["b"])
+      (True, 0.0)
+
+      `optax.inject_hyperparams` takes a network for a schedule unless told that it is static:
+
+      >>> def scaled(network, scale):
+      ...     return optax.chain(lstm_optimizer(network), optax.scale(scale))
+      >>> halved = optax.inject_hyperparams(scaled, static_args="network")(network, scale=0.5)
+      >>> half, state = halved.update(params, halved.init(params), params)
+      >>> bool(jnp.allclose(half["w"], 0.5 * updates["w"])), float(state.hyperparams["scale"])
+      (True, 0.5)
     """
-    check_choice("nonfinite", nonfinite, NONFINITE)
+    _check_options(nonfinite, state_dtype)
 
     def init(params):
+        check_params(params)
         columns = coordinates(params)
-        return LSTMOptimizerState(
-            network.initial_state(columns), _count(columns), _count(columns), _count(columns) > 0
-        )
+        memory = empty_memory(network, columns, state_dtype)
+        return LSTMOptimizerState(memory, _zero(columns), _zero(columns), _zero(columns, bool))
 
     def update(gradients, state, params=None, **extra):
         del extra
@@ -74,30 +115,32 @@ def lstm_optimizer(
         seen = _seen_params(network, params)
         finite = jnp.isfinite(gradient).all()
         ok = finite & ~state.halted
-        memory, values = network(state.memory, jnp.where(ok, gradient, 0), seen)
-        after = LSTMOptimizerState(memory, state.count + 1, state.skipped, state.halted)
-        state = state._replace(
-            skipped=state.skipped + (~finite & ~state.halted),
-            halted=state.halted | (~finite if nonfinite == "halt" else False),
+        memory, values = advance(network, state.memory, gradient, seen, ok)
+        state = LSTMOptimizerState(
+            memory,
+            state.count + ok.astype(jnp.int32),
+            state.skipped + (~finite & ~state.halted).astype(jnp.int32),
+            state.halted | (~finite if nonfinite == "halt" else False),
         )
-        state = _choose(ok, after, state)
-        return as_tree(jnp.where(ok, values, 0), gradients), state
+        return as_tree(values, gradients), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def act_optimizer(
-    network: CoordinatewiseLSTM,
+    network: Network,
     head: Head,
     posterior: Any = None,
     *,
     stop: Any = None,
     nonfinite: str = "skip",
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The ACT optimizer: it also decides when to stop (Sander 2017, section 4.2).
 
-    After halting every update is exactly zero and `state.halted` is set, which `minimize` looks
-    for. A head that sees global features needs the loss: call
+    After halting every update of its own is exactly zero and `state.halted` is set, which
+    `minimize` looks for; `freeze_when_halted` keeps what stands behind it in a chain from moving
+    the parameters on. A head that sees global features needs the loss: call
     `update(gradients, state, params, value=loss)`, as for Optax's line searches.
 
     Args:
@@ -108,32 +151,49 @@ def act_optimizer(
         softmax, the mass rule at .5 for stick-breaking, and at 1 less a rounding, which is Graves'
         own rule, for Graves.
       nonfinite: as for `lstm_optimizer`.
+      state_dtype: as for `lstm_optimizer`.
 
     Raises:
-      ValueError: from `update` when the head needs `value` and it was not given.
+      ValueError: as for `lstm_optimizer`; from `update` when the head needs `value` and it was not
+        given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from actjax.learned import CoordinatewiseLSTM, Head
+      >>> network, head = CoordinatewiseLSTM(rngs=nnx.Rngs(0)), Head(20, rngs=nnx.Rngs(1))
+      >>> optimizer = act_optimizer(network, head, stop=lambda belief: belief.steps >= 2)
+      >>> params = jnp.ones(3)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(params, state, params, value=jnp.sum(params**2))
+      >>> bool(state.halted), int(state.count), float(abs(updates).max())
+      (True, 2, 0.0)
     """
-    check_choice("nonfinite", nonfinite, NONFINITE)
+    _check_options(nonfinite, state_dtype)
     posterior = Softmax(HorizonPrior(0.95)) if posterior is None else posterior
     stop = default_rule(posterior) if stop is None else stop
 
     def init(params):
+        check_params(params)
         columns = coordinates(params)
-        nothing = _count(columns).astype(jnp.float32)
+        loss = _zero(columns, jnp.float32)
         return ACTOptimizerState(
-            network.initial_state(columns),
-            posterior.begin(nothing),
-            nothing + jnp.nan,
-            _count(columns),
-            _count(columns),
-            _count(columns) > 0,
+            empty_memory(network, columns, state_dtype),
+            posterior.begin(loss),
+            loss,
+            _zero(columns),
+            _zero(columns),
+            # Without coordinates, as in an empty group of a partition, there is nothing to go on.
+            _zero(columns, bool) | (columns.size == 0),
         )
 
     def update(gradients, state, params=None, *, value=None, **extra):
         del extra
         if head.see_globals and value is None:
             raise ValueError(
-                "value must be given to update for a head that sees the loss: "
-                "update(gradients, state, params, value=loss)"
+                "value must be the loss for a head that sees it, as in "
+                "update(gradients, state, params, value=loss), got None."
             )
         gradient = coordinates(gradients)
         seen = _seen_params(network, params)
@@ -142,23 +202,24 @@ def act_optimizer(
             value = jnp.asarray(value, jnp.float32)
             finite = finite & jnp.isfinite(value)
         ok = finite & ~state.halted
-        gradient = jnp.where(ok, gradient, 0)
-        memory, values = network(state.memory, gradient, seen)
-        count = state.count + 1
+        memory, values = advance(network, state.memory, gradient, seen, ok)
+        count = state.count + ok.astype(jnp.int32)
+        loss = state.previous_loss if value is None else jnp.where(ok, value, state.previous_loss)
         features = None
         if head.see_globals:
-            norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
-            loss = jnp.where(ok, value, 0)
+            norm = jnp.sqrt(jnp.sum(jnp.square(jnp.where(ok, gradient, 0))))
             features = global_features(loss, state.previous_loss, norm, count)[:, None]
-        score = head(memory.hidden[-1].mean(-1, keepdims=True), features)[0]
+        score = head(pooled_hidden(network, memory), features)[0]
         belief = posterior.advance(state.posterior, score)
-        loss = state.previous_loss if value is None else value
-        after = ACTOptimizerState(memory, belief, loss, count, state.skipped, stop(belief))
-        state = state._replace(
-            skipped=state.skipped + (~finite & ~state.halted),
-            halted=state.halted | (~finite if nonfinite == "halt" else False),
+        state = ACTOptimizerState(
+            memory,
+            _choose(ok, belief, state.posterior),
+            loss,
+            count,
+            state.skipped + (~finite & ~state.halted).astype(jnp.int32),
+            jnp.where(ok, stop(belief), state.halted | (~finite if nonfinite == "halt" else False)),
         )
-        return as_tree(jnp.where(ok, values, 0), gradients), _choose(ok, after, state)
+        return as_tree(values, gradients), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -170,81 +231,82 @@ def default_rule(posterior: Any) -> MassRule | PriceRule:
     return PriceRule() if isinstance(posterior, Softmax) else MassRule(1 - 1e-6)
 
 
-class Minimum(NamedTuple):
-    """What `minimize` found; under `jax.vmap` every field has the problems' axis in front."""
+def freeze_when_halted(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes every update of a chain exactly zero once what halts in it has halted.
 
-    params: Any
-    loss: jax.Array  # at params
-    steps: jax.Array  # int32: updates taken
-    halted: jax.Array  # bool: stopped by itself, not by max_steps
-    state: Any  # the optimizer's
-
-
-def minimize(
-    optimizer: optax.GradientTransformation, loss: Any, params: Any, *, max_steps: int
-) -> Minimum:
-    """Minimises `loss` in a `lax.while_loop` that ends when the optimizer halts.
-
-    Batched with `jax.vmap` each problem halts by itself, and the loop ends with the last.
+    Weight decay, momentum or averages behind an `act_optimizer` would go on moving the parameters.
+    Put it around the chain; in an `optax.partition`, around the chain of each group.
 
     Args:
-      optimizer: any Optax transformation. One with a `halted` field in its state (several, in a
-        partition: all of them) ends the loop; others run `max_steps`.
-      loss: `params -> scalar`.
-      params: where to start.
-      max_steps: most updates to take, an integer of at least 1.
+      optimizer: any transformation with a `halted` field somewhere in its state. Of several, all
+        must have halted. Its state stays as it was then.
 
     Raises:
-      ValueError: for another `max_steps`, where its value is known.
+      ValueError: from `init` for an optimizer without such a field.
 
     Example:
       >>> import jax.numpy as jnp, optax
-      >>> found = minimize(optax.sgd(0.1), lambda x: jnp.sum(x**2), jnp.ones(3), max_steps=50)
-      >>> int(found.steps), bool(found.loss < 1e-6)
-      (50, True)
+      >>> from flax import nnx
+      >>> from actjax.learned import CoordinatewiseLSTM, Head
+      >>> network, head = CoordinatewiseLSTM(rngs=nnx.Rngs(0)), Head(20, rngs=nnx.Rngs(1))
+      >>> learned = act_optimizer(network, head, stop=lambda belief: belief.steps >= 2)
+      >>> optimizer = freeze_when_halted(optax.chain(learned, optax.add_decayed_weights(-0.01)))
+      >>> params = jnp.ones(3)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = optimizer.update(params, state, params, value=jnp.sum(params**2))
+      >>> bool(is_halted(state)), float(abs(updates).max())
+      (True, 0.0)
     """
-    if not isinstance(max_steps, jax.Array):
-        check_positive("max_steps", max_steps)
-    elif not jnp.issubdtype(max_steps.dtype, jnp.integer):
-        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps.dtype}.")
-    elif not isinstance(max_steps, jax.core.Tracer):
-        check_positive("max_steps", int(max_steps))
-    optimizer = optax.with_extra_args_support(optimizer)
-    params = jax.tree.map(jnp.asarray, params)
-    value_and_grad = jax.value_and_grad(loss)
+    optimizer = as_transformation(optimizer)
 
-    def going(carry):
-        _, state, steps = carry
-        return (steps < max_steps) & ~is_halted(state)
+    def init(params):
+        state = optimizer.init(params)
+        if not _halted_flags(state):
+            raise ValueError(
+                "optimizer must hold a transformation that halts, such as act_optimizer, "
+                f"got a state without a field `halted`: {type(state).__name__}."
+            )
+        return state
 
-    def body(carry):
-        params, state, steps = carry
-        value, gradients = value_and_grad(params)
-        updates, state = optimizer.update(gradients, state, params, value=value)
-        return optax.apply_updates(params, updates), state, steps + 1
+    def update(updates, state, params=None, **extra):
+        done = is_halted(state)
+        updates, after = optimizer.update(updates, state, params, **extra)
+        updates = jax.tree.map(lambda leaf: jnp.where(done, 0, leaf), updates)
+        return updates, _choose(done, state, after)
 
-    steps = jnp.zeros((), jnp.int32)
-    params, state, steps = lax.while_loop(going, body, (params, optimizer.init(params), steps))
-    return Minimum(params, loss(params), steps, is_halted(state), state)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def is_halted(state: Any) -> jax.Array:
     """Whether every optimizer in `state` that can halt has; False where none can: bool []."""
-    flags = [flag for _, flag in optax.tree.get_all_with_path(state, "halted")]
+    flags = _halted_flags(state)
     return jnp.stack(flags).all() if flags else jnp.asarray(False)
+
+
+def _halted_flags(state):
+    return [flag for _, flag in optax.tree.get_all_with_path(state, "halted")]
+
+
+def _check_options(nonfinite, state_dtype):
+    check_choice("nonfinite", nonfinite, NONFINITE)
+    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
+        raise ValueError(f"state_dtype must be a floating-point dtype, got {state_dtype!r}.")
 
 
 def _seen_params(network, params):
     if not network.see_params:
         return None
     if params is None:
-        raise ValueError("params must be given to update for a network that sees them, got None")
+        raise ValueError("params must be given to update for a network that sees them, got None.")
     return coordinates(params)
 
 
-def _count(columns: jax.Array) -> jax.Array:
-    """An int32 zero that comes from the parameters."""
-    return jnp.zeros_like(jnp.sum(columns), jnp.int32)
+def _zero(columns: jax.Array, dtype=jnp.int32) -> jax.Array:
+    """A zero that comes from the parameters, in a buffer of its own."""
+    return jnp.sum(jnp.zeros_like(columns, jnp.int32)).astype(dtype)
 
 
 def _choose(condition, yes, no):

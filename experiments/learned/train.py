@@ -76,9 +76,8 @@ def train(
         checkpoint_every=options.checkpoint_every,
         description=f"{experiment} {options.optimizer}",
     )
-    best = state.extra.best if bool(jax.numpy.isfinite(state.extra.best_loss)) else state.model
-    save_optimizer(folder, best)
-    return best
+    save_optimizer(folder, state.extra.best)
+    return state.extra.best
 
 
 def make_optimizer(options: LearnedOptions, groups: tuple[int, ...] = ()) -> LearnedOptimizer:

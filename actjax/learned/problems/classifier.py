@@ -42,10 +42,12 @@ def classifier(
       batch_size: images in a minibatch.
     """
     check_positive("batch_size", batch_size)
+    train = _on_device(train)
+    heldout = None if heldout is None else _on_device(heldout)
     if train.images.shape[0] != train.labels.shape[0]:
         raise ValueError(
             f"train must hold one label an image, got {train.images.shape[0]} images and "
-            f"{train.labels.shape[0]} labels"
+            f"{train.labels.shape[0]} labels."
         )
 
     def sample(key):
@@ -77,8 +79,8 @@ def mlp(sizes: tuple[int, ...] = (784, 20, 10)) -> Model:
     def logits(params, images):
         x = images.reshape(images.shape[0], -1)
         for layer in params[:-1]:
-            x = jax.nn.sigmoid(x @ layer["kernel"] + layer["bias"])
-        return x @ params[-1]["kernel"] + params[-1]["bias"]
+            x = jax.nn.sigmoid(x @ layer["kernel"] + layer["bias"][None])
+        return x @ params[-1]["kernel"] + params[-1]["bias"][None]
 
     count = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
     return Model(init, logits, {"dense": count})
@@ -102,9 +104,9 @@ def convolutional(channels: tuple[int, ...] = (8, 16), classes: int = 10) -> Mod
     def logits(params, images):
         x = images - 0.5
         for layer in params["convolution"]:
-            x = jax.nn.relu(_convolve(x, layer["kernel"]) + layer["bias"])
+            x = jax.nn.relu(_convolve(x, layer["kernel"]) + layer["bias"][None, None, None])
         x = x.reshape(x.shape[0], -1)
-        return x @ params["dense"]["kernel"] + params["dense"]["bias"]
+        return x @ params["dense"]["kernel"] + params["dense"]["bias"][None]
 
     count = sum((9 * m + 1) * n for m, n in itertools.pairwise(depths))
     return Model(init, logits, {"convolution": count, "dense": (flat + 1) * classes})
@@ -119,12 +121,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def accuracy(model: Model, params: Any, images: Images) -> jax.Array:
     """Share of images classified rightly."""
     found = model.logits(params, scaled(images.images)).argmax(-1)
-    return (found == images.labels).mean()
+    return (found == images.labels.astype(found.dtype)).mean()
 
 
 def scaled(images: jax.Array) -> jax.Array:
     """Bytes to floats in [0, 1]."""
     return images.astype(jnp.float32) / 255
+
+
+def _on_device(data: Images) -> Images:
+    """NumPy's arrays take no traced indices."""
+    return Images(jnp.asarray(data.images), jnp.asarray(data.labels))
 
 
 def _convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -40,6 +40,8 @@ def quadratic(
     """
     check_positive("dim", dim)
     check_choice("draw", draw, DRAWS)
+    if not max_condition >= 1:
+        raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
         key_w, key_y, key_start, key_condition = jax.random.split(key, 4)
@@ -57,7 +59,7 @@ def quadratic(
 
     def loss(theta, data, key=None):
         del key
-        residual = jnp.sum(data.W * theta, axis=-1) - data.y
+        residual = jnp.sum(data.W * theta[None], axis=-1) - data.y
         return jnp.sum(residual * residual)
 
     return Family(sample, loss, lambda data: data.log_condition, loss)
@@ -74,7 +76,7 @@ def conditioned(key, rows: int, columns: int, log_condition) -> tuple[jax.Array,
     rank = min(rows, columns)
     values = 10.0 ** (-log_condition * jnp.linspace(0.0, 1.0, rank))
     left, right = reflected(key_left, rows, rank), reflected(key_right, columns, rank)
-    return (left * values) @ right.T, left @ jax.random.normal(key_target, (rank,))
+    return (left * values[None]) @ right.T, left @ jax.random.normal(key_target, (rank,))
 
 
 def reflected(key, rows: int, columns: int) -> jax.Array:
@@ -88,6 +90,6 @@ def reflected(key, rows: int, columns: int) -> jax.Array:
 
     def reflect(matrix, normal):
         along = jnp.sum(normal[:, None] * matrix, axis=0)
-        return matrix - 2 * normal[:, None] * along, None
+        return matrix - 2 * normal[:, None] * along[None], None
 
     return jax.lax.scan(reflect, jnp.eye(rows, columns) + 0 * normals[0, 0], normals)[0]

@@ -52,9 +52,9 @@ def regression(
     check_positive("observations", observations)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
+            raise ValueError(f"{name} must be a number above 0, got {value!r}.")
     if not max_condition >= 1:
-        raise ValueError(f"max_condition must be at least 1, got {max_condition!r}")
+        raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
         key_x, key_true, key_noise, key_start, key_condition = jax.random.split(key, 5)
@@ -66,7 +66,7 @@ def regression(
         else:
             inputs = jax.random.normal(key_x, (observations, dim))
             true = jax.random.normal(key_true, (dim,)) / math.sqrt(alpha)
-            targets = jnp.sum(inputs * true, axis=-1)
+            targets = jnp.sum(inputs * true[None], axis=-1)
         targets = targets + jax.random.normal(key_noise, (observations,)) / math.sqrt(beta)
         start = start_sd * jax.random.normal(key_start, (dim,))
         return start, Regression(inputs, targets, log_condition)
@@ -75,7 +75,7 @@ def regression(
 
     def loss(theta, data, key=None):
         del key
-        residual = jnp.sum(data.inputs * theta, axis=-1) - data.targets
+        residual = jnp.sum(data.inputs * theta[None], axis=-1) - data.targets
         return 0.5 * beta * jnp.mean(residual * residual) + constant
 
     return Family(sample, loss, lambda data: data.log_condition, loss)
