@@ -80,7 +80,8 @@ def test_network_is_the_papers_equations():
     for layer, kernel in enumerate(net.kernels):
         x, c = reference_lstm(np.asarray(kernel[...]), x, np.zeros((H, 3)), np.zeros((H, 3)))
         np.testing.assert_allclose(state.cell[layer], c, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(update, 0.5 * np.asarray(net.output_kernel[...]) @ x, rtol=1e-4)
+    expected = 0.5 * np.asarray(net.output_kernel[...]) @ x
+    np.testing.assert_allclose(update, expected, rtol=1e-4, atol=2e-7)  # sums of terms near 1
 
 
 def test_gates_have_the_derivative_of_their_formula():
@@ -113,18 +114,18 @@ def test_optax_contract(make):
     assert int(state.count) == 3 and np.abs(updates[2]["w"]).min() > 0
     # one leaf at a time moves as all together do: the network is coordinatewise
     alone, _ = run(lstm_optimizer(network()), PARAMS["w"], gradients["w"])
-    np.testing.assert_allclose(alone[2], updates[2]["w"], rtol=1e-5)
+    np.testing.assert_allclose(alone[2], updates[2]["w"], rtol=1e-5, atol=2e-7)
     chained, _ = run(optax.chain(optax.scale(1.0), make(), optax.scale(-2.0)), PARAMS, gradients)
-    np.testing.assert_allclose(chained[2]["w"], -2 * updates[2]["w"], rtol=1e-5)
+    np.testing.assert_allclose(chained[2]["w"], -2 * updates[2]["w"], rtol=1e-5, atol=2e-7)
     masked, _ = run(optax.masked(make(), {"w": False, "b": True, "none": True}), PARAMS, gradients)
     np.testing.assert_allclose(masked[0]["w"], gradients["w"])
-    assert float(masked[0]["b"]) == pytest.approx(float(updates[0]["b"]), rel=1e-5)
+    assert float(masked[0]["b"]) == pytest.approx(float(updates[0]["b"]), rel=1e-5, abs=2e-7)
     injected, _ = run(
         optax.inject_hyperparams(lambda scale: optax.chain(make(), optax.scale(scale)))(0.5),
         PARAMS,
         gradients,
     )
-    np.testing.assert_allclose(injected[1]["w"], 0.5 * updates[1]["w"], rtol=1e-5)
+    np.testing.assert_allclose(injected[1]["w"], 0.5 * updates[1]["w"], rtol=1e-5, atol=2e-7)
     halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     assert run(make(), halves, halves, 1)[0][0]["w"].dtype == jnp.bfloat16
 
@@ -141,7 +142,7 @@ def test_groups_are_partitions():
         params,
     )
     for name in params:
-        np.testing.assert_allclose(together[2][name], apart[2][name], rtol=1e-5)
+        np.testing.assert_allclose(together[2][name], apart[2][name], rtol=1e-5, atol=2e-7)
 
 
 def test_updates_are_zero_after_halting():

@@ -29,7 +29,7 @@ def loss_fn(model, batch, rate):
     return rate * jnp.mean(error**2), {"error_max": jnp.abs(error).max()}
 
 
-OPTIMIZER = optax.adam(1e-2)
+OPTIMIZER = optax.sgd(0.02, momentum=0.9)  # Adam makes steps of what is rounding in a gradient
 TRAIN_STEP = make_train_step(sample, loss_fn, OPTIMIZER, control=lambda rate, metrics: rate)
 DATA = jnp.zeros(())
 

@@ -74,8 +74,8 @@ def figures(folder):
     ]
 
 
-def test_fit_equals_a_loop_of_optax_updates(whole):
-    folder, state = whole
+def test_fit_equals_a_loop_of_optax_updates(float64, tmp_path):
+    state = fit(tmp_path)
     model, opt_state = first_state().model, first_state().opt_state
     gradient_of = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     update = jax.jit(OPTIMIZER.update)
@@ -88,13 +88,15 @@ def test_fit_equals_a_loop_of_optax_updates(whole):
         norm = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
         rows.append((loss, metrics["error_max"], norm))
     assert int(state.step) == STEPS
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.model, model)
-    found = figures(folder)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype("float64")}
+    assert_close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    jax.tree.map(assert_close, state.model, model)
+    found = figures(tmp_path)
     assert [row["step"] for row in found] == list(range(5, STEPS + 1, 5))
     loss, largest, norm = np.array(rows).reshape(-1, 5, 3).transpose(2, 0, 1)
-    np.testing.assert_allclose([r["loss"] for r in found], loss.mean(1), rtol=1e-4)
-    np.testing.assert_allclose([r["error_max"] for r in found], largest.max(1), rtol=1e-4)
-    np.testing.assert_allclose([r["gradient_norm"] for r in found], norm.mean(1), rtol=1e-4)
+    assert_close([r["loss"] for r in found], loss.mean(1))
+    assert_close([r["error_max"] for r in found], largest.max(1))
+    assert_close([r["gradient_norm"] for r in found], norm.mean(1))
 
 
 def test_a_run_continued_ends_with_the_same_bits(whole, tmp_path):

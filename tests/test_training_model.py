@@ -13,7 +13,8 @@ from actjax.learned import CoordinatewiseLSTM, Head, act_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
-OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
+# with weight decay, and not Adam, which makes steps of what is rounding in a gradient
+OPTIMIZER = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.9))
 LEAVES = jax.tree.leaves
 
 
@@ -271,7 +272,7 @@ PARAMS = {"w": jnp.ones(3), "b": jnp.zeros(())}
         (lambda: train_once({"ids": jnp.arange(3)}), "wrt must choose at least one .*, got None"),
         (
             lambda: train_once(PARAMS, quadratic, given=optax.sgd(0.1)),
-            r"state must be that of init_state .*, got opt_state\[0\]\.count of shape None",
+            r"state must be that of init_state .*, got opt_state.*trace.* of shape None",
         ),
         (
             lambda: train_once(PARAMS, optimizer=nnx.Optimizer(SHARED, OPTIMIZER, wrt=nnx.Param)),
