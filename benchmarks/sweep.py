@@ -25,7 +25,7 @@ from timing import write
 
 from actjax.training import make_chunk
 from actjax.training.state import own_state
-from actjax.training.sweep import BATCHING, stack_states, sweep
+from actjax.training.ensemble import BATCHING, stack_states, sweep
 from experiments.sweep import make_member
 from experiments.tasks import parity
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from actjax import training
-from actjax.training.sweep import Sweep
+from actjax.training.ensemble import Sweep
 from experiments import run
 from experiments.options import ADAPTIVE, Options, label
 from experiments.smoothing import best, smooth, solved_at

@@ -16,7 +16,7 @@ from jax import Array
 from actjax import training
 from actjax.tasks import text
 from actjax.training.metrics import write_atomically
-from actjax.training.sweep import BATCHING, stack_states, sweep
+from actjax.training.ensemble import BATCHING, stack_states, sweep
 from experiments import run, synthetic
 from experiments.ensemble import compact, plain, set_cpu_devices
 from experiments.members import advice, group_name, member_summary, table

@@ -40,6 +40,6 @@ def test_records_and_sweeps_are_public():
     for name in ("HaltState", "Minimum", "LSTMOptimizerState", "ACTOptimizerState", "GroupedLSTM"):
         assert name in learned.__all__
     assert {"Sweep", "stack_states", "make_mesh", "data_parallel"} <= set(training.__all__)
-    from actjax.training.sweep import sweep  # the module, though the package has the function
+    from actjax.training.ensemble import sweep  # the module, though the package has the function
 
     assert training.sweep is sweep

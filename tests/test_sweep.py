@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from actjax.training import init_state, make_train_step
-from actjax.training.fit import fit
-from actjax.training.sweep import _bucket, stack_states, sweep
+from actjax.training.loop import fit
+from actjax.training.ensemble import _bucket, stack_states, sweep
 
 SIZE = 5
 LEAVES = jax.tree.leaves

@@ -1,7 +1,7 @@
 """Training over many devices: a mesh, and a gradient whose only synchronisation is its reduction.
 
     mesh axes   "data"      the rows of a batch; parameters are copies
-                "members"   the members of an ensemble; see `actjax.training.sweep`
+                "members"   the members of an ensemble; see `actjax.training.ensemble`
 
 The loss runs inside `shard_map`: each device runs the adaptive loop on its own rows, which ends
 when its own lanes are done, and the devices meet once, where gradients and metrics are averaged.
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, MEMBERS = "data", "members"
@@ -72,42 +72,129 @@ def data_parallel(loss_fn: Callable[..., tuple[Array, dict[str, Array]]], mesh: 
       mesh: with a "data" axis.
 
     Returns:
-      `(model, batch, *rest) -> ((loss, metrics), gradient)`, for the `differentiate` of
-      `make_train_step`: the numbers of one device to rounding, as long as every row weighs the
-      same. A mean over targets of which rows have different numbers is a mean of the devices'.
+      `(model, batch, *rest) -> ((loss, metrics), gradient)`: the numbers of one device to rounding,
+      as long as every row weighs the same. A mean over targets of which rows have different numbers
+      is a mean of the devices'.
 
     Raises:
-      ValueError: when called with a batch whose rows the devices cannot share evenly. They are not
-        padded, since padding would count in the means.
+      ValueError: for a mesh without that axis, and when called with a batch whose rows the devices
+        cannot share evenly. They are not padded, since padding would count in the means.
     """
+
+    def value_of(model, state, batch, *rest):
+        loss, metrics = loss_fn(model, batch, *rest)
+        return loss, (metrics, state)
+
+    share = make_shared(value_of, mesh)[0]
+
+    def differentiate(model, batch, *rest):
+        (loss, (metrics, _)), gradient = share(model, {}, batch, *rest)
+        return (loss, metrics), gradient
+
+    return differentiate
+
+
+def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+    """`jax.value_and_grad(value_of, has_aux=True)` and the value alone, over the devices of a mesh.
+
+    Args:
+      value_of: `(params, state, batch, *rest) -> (loss, (metrics, written))`, `written` holding
+        what the loss makes of leaves of `state`, by name. Its floats are averaged over the devices,
+        each of which draws noise of its own from the keys in `state`.
+      mesh: with a "data" axis.
+    """
+    if DATA not in mesh.shape:
+        raise ValueError(f"mesh must have an axis {DATA!r}, got {tuple(mesh.shape)}.")
     shards = mesh.shape[DATA]
 
-    def on_one_device(model, batch, *rest):
+    def on_one_device(params, state, batch, *rest):
         # A model that may differ from device to device has a gradient that is each device's own, so
         # that all there is to reduce goes as one vector: one collective an update, not one a leaf.
-        model = jax.tree.map(lambda leaf: lax.pcast(leaf, DATA, to="varying"), model)
-        (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch, *rest)
-        flat, restore = ravel_pytree((loss, gradient, jax.tree.map(in_own_row, metrics)))
-        loss, gradient, metrics = restore(lax.psum(flat, DATA))
+        params, state = own(params), jax.tree.map(own_noise, own(state))
+        (loss, (metrics, written)), gradient = jax.value_and_grad(value_of, has_aux=True)(
+            params, state, batch, *rest
+        )
+        averaged = {name: leaf for name, leaf in written.items() if _is_inexact(leaf)}
+        alike = {name: leaf for name, leaf in written.items() if name not in averaged}
+        _check_alike(alike)
+        loss, gradient, averaged, metrics = _sum(
+            (loss, gradient, averaged, jax.tree.map(in_own_row, metrics))
+        )
         metrics = {
             name: rows.max(0) if name.endswith("_max") else rows.mean(0)
             for name, rows in metrics.items()
         }
-        return (loss / shards, metrics), jax.tree.map(lambda leaf: leaf / shards, gradient)
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / shards, tree)
+        return (mean(loss), (metrics, mean(averaged) | alike)), mean(gradient)
+
+    def value_on_one_device(params, state, batch, *rest):
+        params, state = own(params), jax.tree.map(own_noise, own(state))
+        return lax.pmean(value_of(params, state, batch, *rest)[0], DATA)
+
+    def own(tree):
+        """The same numbers, as each device's own; counters stay those of all."""
+        return jax.tree.map(
+            lambda leaf: lax.pcast(leaf, DATA, to="varying") if _is_inexact(leaf) else leaf, tree
+        )
+
+    def own_noise(leaf):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return jax.random.fold_in(leaf, lax.axis_index(DATA))
 
     def in_own_row(value):
         """Among zeros, so that a sum over the devices is the values of all: [shards, ...]."""
+        value = jnp.asarray(value)
         rows = jnp.zeros((shards, *value.shape), value.dtype)
         return rows.at[lax.axis_index(DATA)].set(value)
 
-    def differentiate(model, batch, *rest):
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % shards:
-            raise ValueError(
-                f"batch has {rows} rows; {shards} devices share it only if their number divides it."
-            )
-        specs = P(), P(DATA), *([P()] * len(rest))
-        run = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=P())
-        return run(model, batch, *rest)
+    def over_devices(call):
+        def run(params, state, batch, *rest):
+            _check_rows(batch, shards)
+            if AxisType.Explicit in mesh.axis_types:  # under which nothing moves unless told to
+                place = lambda tree, spec: jax.sharding.reshard(tree, NamedSharding(mesh, spec))
+                params, state, rest = place((params, state, rest), P())
+                batch = place(batch, P(DATA))
+            specs = P(), P(), P(DATA), *([P()] * len(rest))
+            shared = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=P())
+            return shared(params, state, batch, *rest)
 
-    return differentiate
+        return run
+
+    return over_devices(on_one_device), over_devices(value_on_one_device)
+
+
+def _sum(tree: Any) -> Any:
+    """Sums over the devices in one collective for each type there is, mostly one."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
+    summed = [None] * len(leaves)
+    for dtype in {leaf.dtype: None for leaf in leaves}:
+        places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat, restore = ravel_pytree([leaves[place] for place in places])
+        for place, total in zip(places, restore(lax.psum(flat, DATA)), strict=True):
+            summed[place] = total
+    return jax.tree.unflatten(structure, summed)
+
+
+def _check_rows(batch: Any, shards: int):
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or () in shapes or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            f"batch must hold arrays that lead with its rows for devices to share, got {shapes}."
+        )
+    rows = shapes[0][0]
+    if rows % shards:
+        raise ValueError(f"batch must have rows that {shards} devices can share, got {rows}.")
+
+
+def _check_alike(leaves: dict[str, Array]):
+    for name, leaf in leaves.items():
+        if DATA in getattr(jax.typeof(leaf), "vma", ()):
+            raise ValueError(
+                f"model{name} must be of a floating-point type, whose mean over devices is taken, "
+                f"or the same on all of them, got {leaf.dtype} written from the rows of a batch."
+            )
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -9,12 +9,13 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from actjax.tasks.batch import Batch
-from actjax.training.sharding import data_parallel
-from actjax.training.state import TrainState
+from actjax.training.partition import carried, hide, merge, named, rewrite, show, split, writes
+from actjax.training.sharding import make_shared
+from actjax.training.state import TrainState, as_transformation
 
-# sample(key, data) -> batch; loss_fn(model, batch) -> (scalar, metrics)
-Sample = Callable[[Array, Any], Batch]
+# sample(key, data) -> batch: any pytree of arrays that lead with its rows
+Sample = Callable[[Array, Any], Any]
+# loss_fn(model, batch) -> (scalar, metrics)
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 # train_step(state, key, data) -> (state, metrics), metrics holding "loss" and "gradient_norm"
 TrainStep = Callable[[TrainState, Array, Any], tuple[TrainState, dict[str, Array]]]
@@ -25,42 +26,104 @@ def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
+    wrt: Any = None,
     control: Callable[[Any, dict[str, Array]], Any] | None = None,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """Builds `train_step(state, key, data) -> (state, metrics)`: draw a batch, descend once.
 
+    What of the model is not trained is carried: statistics, counters and keys go on as `loss_fn`
+    leaves them in the model that it is given, and all else stays. Values that it sows
+    (`nnx.Intermediate`) are dropped; those to look at belong in the metrics.
+
     Args:
       sample: `(key, data) -> batch`; `data` is whatever array or pytree the run trains on, passed
         through so that it is never a constant of the program; `()` for a generated task.
       loss_fn: `(model, batch) -> (loss, metrics)` with a scalar loss and a dict of float arrays.
-      optimizer: an Optax transformation, applied to the gradient of the loss in the model.
-      control: `(extra, metrics) -> extra`, where the step carries a state besides the parameters
+        The model is its own to write to.
+      optimizer: an Optax transformation, applied to the gradient of the loss in the parameters
+        (for complex ones its conjugate, the direction of steepest ascent, as Optax expects). It is
+        also given `value`, `grad` and `value_fn`, the loss as a function of the parameters on this
+        batch, for optimizers that look at the loss, such as `optax.lbfgs` and `act_optimizer`.
+      wrt: an NNX filter, which of the model is trained, `nnx.LoRAParam` say, or `nnx.Not(...)` of
+        what is frozen. Unless given, `nnx.Param` inside NNX modules and every array of another
+        pytree. Integers and functions never are. `init_state` must be given the same.
+      control: `(extra, metrics) -> extra`, where the step carries a state besides the model
         (`TrainState.extra`), say a ponder budget's. With it `loss_fn` is called as
         `(model, batch, extra)`, and `extra` is updated from the metrics of each step.
-      mesh: devices that share each batch; see `actjax.training.sharding`. One unless given.
+      mesh: devices that share each batch; see `actjax.training.sharding`. One unless given. What
+        each device makes of the model's statistics is averaged (`nnx.BatchNorm` takes those of the
+        whole batch with `axis_name="data"`), and each draws noise of its own.
 
     Returns:
       A pure `train_step`. Its metrics are those of `loss_fn` and "loss" and "gradient_norm". It may
       be passed to `jax.vmap` over an ensemble of states.
+
+    Raises:
+      ValueError: from the step: the loss is not a float scalar with a dict of metrics, the state is
+        that of another optimizer or `wrt`, or `loss_fn` gives the model new state.
     """
+    optimizer = as_transformation(optimizer)
+
+    def value_of(params, rest, batch, *extra):
+        rest = show(rest)
+        model = merge(params, rest)
+        loss, metrics = _checked(loss_fn(model, batch, *extra))
+        return loss, (metrics, writes(params, rest, model))
 
     if mesh is None:
-        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        differentiate = jax.value_and_grad(value_of, has_aux=True)
+        value_alone = lambda *arguments: value_of(*arguments)[0]
     else:
-        differentiate = data_parallel(loss_fn, mesh)
+        differentiate, value_alone = make_shared(value_of, mesh)
 
     def train_step(state: TrainState, key: Array, data: Any = ()):
-        batch = sample(key, data)
-        arguments = (batch,) if control is None else (batch, state.extra)
-        (loss, metrics), gradient = differentiate(state.model, *arguments)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        params, rest = split(state.model, wrt)
+        _check_opt_state(optimizer, params, state.opt_state)
+        extra = () if control is None else (state.extra,)
+        arguments = hide(rest), sample(key, data), *extra
+        (loss, (metrics, written)), gradient = differentiate(params, *arguments)
+        gradient = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradient)
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            params,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda params: value_alone(params, *arguments),
+        )
+        model = merge(optax.apply_updates(params, updates), rewrite(rest, written))
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         extra = state.extra if control is None else control(state.extra, metrics)
         return TrainState(state.step + 1, model, opt_state, extra), metrics
 
     return train_step
+
+
+def _checked(result: Any) -> tuple[Array, dict[str, Array]]:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        raise ValueError(
+            f"loss_fn must return (loss, metrics) with a dict of metrics, got {type(result)}."
+        )
+    loss = result[0]
+    if jnp.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise ValueError(
+            "loss_fn must return a loss that is a float scalar, "
+            f"got {jnp.result_type(loss)} of shape {jnp.shape(loss)}."
+        )
+    return result
+
+
+def _check_opt_state(optimizer: optax.GradientTransformation, params: Any, opt_state: Any):
+    shapes = lambda tree: {name: jnp.shape(leaf) for name, leaf in named(tree).items()}
+    fresh = shapes(jax.eval_shape(optimizer.init, params))
+    given = shapes(opt_state)
+    odd = sorted(name for name in fresh.keys() | given.keys() if fresh.get(name) != given.get(name))
+    if odd:
+        raise ValueError(
+            "state must be one of init_state with the optimizer and the wrt of make_train_step, got "
+            f"opt_state{odd[0]} of shape {given.get(odd[0])} instead of {fresh.get(odd[0])}."
+        )
 
 
 def make_chunk(train_step: TrainStep, length: int):
@@ -71,6 +134,8 @@ def make_chunk(train_step: TrainStep, length: int):
     update whose loss or gradient was not finite, or 0; after one the updates are not to be used.
     `metrics` are the means over the chunk, for keys that end in "_max" the largest values.
     """
+
+    train_step = carried(train_step)
 
     def chunk(state: TrainState, key: Array, data: Any):
         def body(carry, _):
@@ -85,7 +150,13 @@ def make_chunk(train_step: TrainStep, length: int):
         )
         return state, bad_step, {name: reduce_metrics(name, rows) for name, rows in metrics.items()}
 
-    return jax.jit(chunk, donate_argnums=0)
+    compiled = jax.jit(chunk, donate_argnums=0)
+
+    def run(state: TrainState, key: Array, data: Any):
+        state, bad_step, metrics = compiled(hide(state), key, data)
+        return show(state), bad_step, metrics
+
+    return run
 
 
 def reduce_metrics(name: str, rows: Array) -> Array:

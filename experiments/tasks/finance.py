@@ -14,7 +14,7 @@ from jax import Array
 
 from actjax import Seq2Seq, training
 from actjax.training.metrics import plain, write_atomically
-from actjax.training.sweep import Sweep, stack_states, sweep
+from actjax.training.ensemble import Sweep, stack_states, sweep
 from experiments import run
 from experiments.data import load_prices
 from experiments.ensemble import compact, set_cpu_devices

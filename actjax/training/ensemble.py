@@ -27,7 +27,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actjax.training.fit import METRICS, OnRow, RunFiles
+from actjax.training.loop import METRICS, OnRow, RunFiles
 from actjax.training.metrics import plain, read_metrics
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
