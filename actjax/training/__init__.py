@@ -5,9 +5,12 @@ from actjax.training.best import keep_best as keep_best
 from actjax.training.best import with_best as with_best
 from actjax.training.checkpoint import Checkpoints as Checkpoints
 from actjax.training.checkpoint import digest as digest
+from actjax.training.ensemble import Sweep as Sweep
+from actjax.training.ensemble import stack_states as stack_states
+from actjax.training.ensemble import sweep as sweep
+from actjax.training.folder import claim_folder as claim_folder
 from actjax.training.loop import NonFiniteError as NonFiniteError
 from actjax.training.loop import fit as fit
-from actjax.training.folder import claim_folder as claim_folder
 from actjax.training.metrics import read_metrics as read_metrics
 from actjax.training.metrics import write_json as write_json
 from actjax.training.sharding import data_parallel as data_parallel
@@ -16,9 +19,6 @@ from actjax.training.state import TrainState as TrainState
 from actjax.training.state import init_state as init_state
 from actjax.training.step import make_chunk as make_chunk
 from actjax.training.step import make_train_step as make_train_step
-from actjax.training.ensemble import Sweep as Sweep
-from actjax.training.ensemble import stack_states as stack_states
-from actjax.training.ensemble import sweep as sweep
 
 __all__ = [
     "Best",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+
 def split(model: Any, wrt: Any = None) -> tuple[Any, Any]:
     """The trained leaves of `model` and the others, each with None in the place of the other's.
 
@@ -34,7 +35,7 @@ def split(model: Any, wrt: Any = None) -> tuple[Any, Any]:
     chosen = nnx.filterlib.to_predicate(nnx.Param if wrt is None else wrt)
 
     def mark(path, node, bare):
-        trained = bare and not _is_variable(node) or chosen(tuple(map(_key, path)), node)
+        trained = (bare and not _is_variable(node)) or chosen(tuple(map(_key, path)), node)
         return jax.tree.map(lambda leaf: bool(trained) and _is_inexact(leaf), node)
 
     def mark_part(path, node):
