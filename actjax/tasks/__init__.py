@@ -7,6 +7,7 @@ from actjax.tasks import addition as addition
 from actjax.tasks import logic as logic
 from actjax.tasks import parity as parity
 from actjax.tasks import sort as sort
+from actjax.tasks import sudoku as sudoku
 from actjax.tasks import text as text
 from actjax.tasks.batch import Batch as Batch
 
@@ -16,5 +17,6 @@ __all__ = [
     "logic",
     "parity",
     "sort",
+    "sudoku",
     "text",
 ]

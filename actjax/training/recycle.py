@@ -1,0 +1,150 @@
+"""Deep supervision with recycled lanes: training as recursive reasoners do it, in one program.
+
+    lanes      each holds a row of a batch, the state that its last step left, its count of steps
+    an update  one supervised step on every lane, with a loss and a gradient of its own; the state
+               goes on to the next update without its gradient
+    a lane     whose network says that it is done, or that is at the limit, takes a new row
+
+as HRM (Wang et al. 2025) and TRM (Jolicoeur-Martineau 2025) are trained, so that an update costs
+one step whatever the rows need, and rows that are done make place at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from actjax._checks import check_positive
+from actjax._loop.rows import select
+from actjax.training.state import TrainState, init_state
+from actjax.training.step import Sample, TrainStep, make_train_step
+
+_NEXT = "next"  # where a step's new lanes travel among the metrics
+
+
+class Lanes(NamedTuple):
+    """What the lanes are at work on, carried in `TrainState.extra`; ``L`` lanes.
+
+    Attributes:
+      batch: pytree of arrays ``[L, ...]``, a row a lane.
+      carried: pytree of arrays ``[L, ...]``, what each lane's next step starts from.
+      steps: int32 ``[L]``, supervised steps taken on the row.
+      least: int32 ``[L]``, steps before which the lane may not be done.
+    """
+
+    batch: Any
+    carried: Any
+    steps: Array
+    least: Array
+
+
+def make_recycled_step(
+    sample: Sample,
+    loss_fn: Callable[..., tuple[Array, tuple[Any, Array, dict[str, Array]]]],
+    optimizer: optax.GradientTransformation,
+    *,
+    start: Callable[[Any, Any], Any],
+    max_steps: int,
+    explore: float = 0.0,
+    wrt: Any = None,
+) -> TrainStep:
+    """Builds a training step for `fit` and `make_chunk` in which lanes are recycled.
+
+    Args:
+      sample: `(key, data) -> batch`, as many rows as there are lanes; of each draw the rows are
+        taken that lanes need.
+      loss_fn: `(model, batch, carried) -> (loss, (carried, done, metrics))`: one supervised step on
+        every lane; `done` is bool ``[L]``, which lanes say that they are done.
+      optimizer, wrt: as in `make_train_step`.
+      start: `(model, batch) -> carried`, what the first step on new rows starts from.
+      max_steps: the limit on supervised steps a row, N_sup; 16 in the papers.
+      explore: share of rows that get a least number of steps, drawn from 2 to `max_steps`, so that
+        what comes after a halt is seen too; 0.1 in the papers.
+
+    Returns:
+      `train_step(state, key, data) -> (state, metrics)` for states made by `init_recycled`. Beside
+      the metrics of `loss_fn` it gives "recycled", the share of lanes that took a new row: one over
+      the mean number of steps a row.
+
+    Raises:
+      ValueError: max_steps below 1, or explore outside [0, 1].
+
+    >>> from flax import nnx
+    >>> sample = lambda key, data: jax.random.normal(key, (8, 3))
+    >>> def loss_fn(model, x, y):  # each step is to bring y nearer to x
+    ...     y = model(jnp.concatenate([x, y], axis=-1))
+    ...     error = ((y - x) ** 2).mean(-1)
+    ...     return error.mean(), (y, error < 0.1, {})
+    >>> start = lambda model, x: jnp.zeros_like(x)
+    >>> model, optimizer = nnx.Linear(6, 3, rngs=nnx.Rngs(0)), optax.adam(0.01)
+    >>> step = make_recycled_step(sample, loss_fn, optimizer, start=start, max_steps=4)
+    >>> state = init_recycled(model, optimizer, sample, start, jax.random.key(0))
+    >>> state, metrics = jax.jit(step)(state, jax.random.key(1))
+    >>> sorted(metrics)
+    ['gradient_norm', 'loss', 'recycled']
+    """
+    check_positive("max_steps", max_steps)
+    if not 0 <= explore <= 1:
+        raise ValueError(f"explore must be a share from 0 to 1, got {explore!r}.")
+
+    def drawn(key: Array, data: Any):
+        batch_key, least_key = jax.random.split(key)
+        batch = sample(batch_key, data)
+        return batch, _draw_least(least_key, _rows(batch), max_steps, explore)
+
+    def loss_of(model, fresh, lanes: Lanes):
+        loss, (carried, done, metrics) = loss_fn(model, lanes.batch, lanes.carried)
+        steps = lanes.steps + 1
+        ended = (done & (steps >= lanes.least)) | (steps >= max_steps)
+        lanes = lanes._replace(carried=lax.stop_gradient(carried), steps=steps)
+        metrics = {**metrics, "recycled": ended.astype(loss.dtype).mean()}
+        return loss, metrics | {_NEXT: (ended, lanes, fresh)}
+
+    inner = make_train_step(
+        drawn, loss_of, optimizer, wrt=wrt, control=lambda lanes, metrics: metrics[_NEXT]
+    )
+
+    def train_step(state: TrainState, key: Array, data: Any = ()):
+        state, metrics = inner(state, key, data)
+        ended, lanes, (batch, least) = state.extra
+        fresh = Lanes(batch, start(state.model, batch), jnp.zeros_like(lanes.steps), least)
+        del metrics[_NEXT]
+        return state._replace(extra=select(ended, fresh, lanes)), metrics
+
+    return train_step
+
+
+def init_recycled(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    sample: Sample,
+    start: Callable[[Any, Any], Any],
+    key: Array,
+    data: Any = (),
+    *,
+    wrt: Any = None,
+) -> TrainState:
+    """The state before the first update of a recycled step: every lane with a row of its own.
+
+    Args:
+      model, optimizer, sample, start, wrt: as `make_recycled_step` has them.
+      key: draws the first rows.
+      data: what `sample` is given.
+    """
+    batch = sample(key, data)
+    zero = jnp.zeros(_rows(batch), jnp.int32)
+    lanes = Lanes(batch, start(model, batch), zero, zero)
+    return init_state(model, optimizer, lanes, wrt=wrt)
+
+
+def _rows(batch: Any) -> int:
+    return len(jax.tree.leaves(batch)[0])
+
+
+def _draw_least(key: Array, rows: int, max_steps: int, explore: float) -> Array:
+    draw_key, choose_key = jax.random.split(key)
+    least = jax.random.randint(draw_key, (rows,), min(2, max_steps), max_steps + 1)
+    return jnp.where(jax.random.bernoulli(choose_key, explore, (rows,)), least, 0)
