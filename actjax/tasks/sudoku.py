@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax.tasks.batch import Batch, check_batch_size
+from actjax._checks import check_positive
+from actjax.tasks.batch import Batch
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size of a board: lines and columns of a box
 
@@ -60,7 +61,7 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
       >>> batch.inputs.shape, batch.difficulty[:, 0].tolist()
       ((8, 16), [5, 5, 5, 5, 5, 5, 5, 5])
     """
-    check_batch_size(batch_size)
+    check_positive("batch_size", batch_size)
     check_puzzles(puzzles)
     pick_key, symmetry_key, digit_key = jax.random.split(key, 3)
     index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards))
