@@ -52,7 +52,7 @@ def observed(call: Callable, tree: Any) -> tuple[Any, Touched]:
 
     `nnx.WeightNorm` writes the normalized weights back, which is how it computes, not a state.
     """
-    normed = [path + "." for path, v in _nodes(tree, nnx.WeightNorm) if type(v) is nnx.WeightNorm]
+    normed = tuple(_inside(p) for p, v in _nodes(tree, nnx.WeightNorm) if type(v) is nnx.WeightNorm)
     before = {path: _contents(variable) for path, variable in variables(tree).items()}
     result = call(tree)
     written, drawn, names = [], {}, stream_names(tree)
@@ -61,7 +61,7 @@ def observed(call: Callable, tree: Any) -> tuple[Any, Touched]:
             continue
         if isinstance(variable, nnx.RngState):
             drawn[names[path]] = None
-        elif not (isinstance(variable, nnx.Param) and path.startswith(tuple(normed))):
+        elif not (isinstance(variable, nnx.Param) and path.startswith(normed)):
             written.append((path, type(variable).__name__))
     return result, Touched(tuple(written), tuple(drawn))
 
@@ -75,7 +75,7 @@ def stream_names(tree: Any) -> dict[str, str]:
     names = {path: v.tag for path, v in found if isinstance(v, nnx.RngState)}
     for owner, layer in _nodes(tree, nnx.Dropout):
         if isinstance(layer, nnx.Dropout):
-            own = [path for path in names if path.startswith(owner + ".")]
+            own = [path for path in names if path.startswith(_inside(owner))]
             names.update(dict.fromkeys(own, layer.rng_collection))
     return names
 
@@ -85,6 +85,11 @@ def _nodes(tree: Any, kind: type) -> list[tuple[str, Any]]:
     found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_kind)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
     return [(name(path), node) for path, node in found]
+
+
+def _inside(path: str) -> str:
+    """How the paths below a path begin."""
+    return f"{path}." if path else ""
 
 
 def _contents(variable: nnx.Variable) -> tuple[list, Any]:
