@@ -14,6 +14,8 @@ Everything that halts in this package calls this file: one step at a time in the
 (`halting_weights`). The arithmetic is done in float32 at least, whatever the dtype of the network.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -144,3 +146,28 @@ def halting_weights(halts: ArrayLike, *, epsilon: float = 0.01) -> HaltingWeight
     weights = jnp.where(n <= steps[..., None], weights, 0)
     remainder = jnp.take_along_axis(weights, steps[..., None] - 1, axis=-1)[..., 0]
     return HaltingWeights(weights, steps, remainder)
+
+
+def checked(step: Callable) -> Callable:
+    """`step`, with NaN for halting probabilities outside [0, 1]: finds steps that return logits.
+
+    The rule makes numbers of any halting values, without a word: weights that are negative or above
+    1, and remainders above 1. Their range is known only where their values are, inside compiled
+    loops; a NaN comes through to the results, and under `jax.debug_nans` raises where it is made.
+
+    Args:
+      step: as `unroll`, `unroll_layers` or `repeat` want it.
+
+    >>> step = checked(lambda params, state, x, first: (state, state[:, 0]))
+    >>> _, halt = step((), jnp.array([[0.5], [3.1]]), None, None)
+    >>> halt
+    Array([0.5, nan], dtype=float32)
+    """
+
+    @functools.wraps(step)
+    def checked_step(*arguments):
+        state, halt = step(*arguments)
+        inside = (halt >= 0) & (halt <= 1)
+        return state, jnp.where(inside, halt, jnp.nan)
+
+    return checked_step

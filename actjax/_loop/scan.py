@@ -22,7 +22,9 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
         x, live = inputs
 
         def one_step(current, n):
-            new, _ = step(params, current, x, jnp.broadcast_to(n == 0, live.shape))
+            new, _ = step(
+                params, guarded(current, lengths), x, jnp.broadcast_to(n == 0, live.shape)
+            )
             return new if lengths is None else select(live, new, current), None
 
         new, _ = lax.scan(one_step, state, jnp.arange(repeats))
@@ -49,7 +51,8 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, epsilon):
 
         def one_step(carry, n):
             current, mean, total, steps, remainder, running = carry
-            new, halt = step(params, current, x, _number(steps, running) == 1)
+            first = _number(steps, running) == 1
+            new, halt = step(params, guarded(current, lengths), x, first)
             halt = halt.astype(dtype)
             weight, last = halting_step(halt, total, n, max_steps=max_steps, epsilon=epsilon)
             weight = jnp.where(running, weight, 0)
@@ -89,7 +92,8 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, epsilon):
 
         def one_step(carry, n):
             current, states, total, steps, remainder, running = carry
-            new, halt = step(params, current, x, before, _number(steps, running))
+            given = guarded((current, before), lengths)
+            new, halt = step(params, given[0], x, given[1], _number(steps, running))
             halt = halt.astype(dtype)
             weight, last = halting_step(halt, total, n, max_steps=max_layers, epsilon=epsilon)
             states = jax.tree.map(
