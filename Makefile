@@ -12,6 +12,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+# The suite in a mode that users debug in: make test-nans, -rank, -strict, -leaks, -x64.
+test-%: $(READY)
+	ACTJAX_TEST_MODE=$* $(BIN)/python -m pytest -n auto --dist worksteal
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

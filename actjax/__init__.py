@@ -1,6 +1,6 @@
 """Adaptive computation in JAX: networks and optimizers that learn how many steps to take."""
 
-from actjax import budget, halting, learned, losses, nn, tasks, training
+from actjax import budget, halting, learned, losses, nn, steps, tasks, training
 from actjax._layers import Layers
 from actjax._stream import Result, stream, stream_batch
 from actjax._streamable import Prepared, StepModel, Streamable
@@ -41,6 +41,7 @@ __all__ = [
     "nn",
     "ponder",
     "repeat",
+    "steps",
     "stream",
     "stream_batch",
     "tasks",

@@ -47,6 +47,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
     """Returns the leading axes, batch or batch and time, that all leaves of `tree` share."""
+    check_arrays(name, tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     axes = {1: "[batch, ...]", 2: "[batch, time, ...]"}[rank]
     if not shapes:
@@ -65,6 +66,7 @@ def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
 
 def check_state(state: Any, batch: int) -> None:
     """Checks that `state` holds arrays ``[batch, ...]``."""
+    check_arrays("state", state)
     for leaf in jax.tree.leaves(state):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != batch:
             raise ValueError(
@@ -221,7 +223,8 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> Any:
             f"draw the same, got the stream {touched[-1].drawn[0]!r}: give keys in xs instead."
         )
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(f"step must return (state, halt), got {type(result).__name__}.")
+        got = "an array" if hasattr(result, "shape") else type(result).__name__
+        raise ValueError(f"step must return (state, halt), got {got}.")
     new_state, halt = result
     describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
     before, after = describe(jax.eval_shape(lambda tree: tree, state)), describe(new_state)

@@ -51,7 +51,9 @@ class Step(Protocol):
 
         Returns:
           ``(state, halt)``: the state of the same structure, shapes and dtypes, and the halting
-          probabilities, float ``[rows]`` in [0, 1] (eq 5).
+          probabilities, float ``[rows]`` in [0, 1] (eq 5). That is checked at the first
+          step of a call outside of `jit`; elsewhere a halt out of range, a logit say, makes weights
+          out of range without a word, and `actjax.steps.checked` finds it.
         """
         ...
 
@@ -132,13 +134,19 @@ def unroll(
     At input t the state goes through ``s^n = step(s^{n-1}, x_t)`` until the halting probabilities
     sum to ``1 - epsilon``; the mean-field state ``sum p^n s^n`` (eq 9) is the output at t and the
     state that t + 1 starts from. Works under `jit`, `vmap`, `grad`, `jax.checkpoint`, `shard_map`
-    and inside `lax.scan`, and forward over reverse (`jax.hessian`); forward mode alone, and reverse
-    over reverse, need ``loop="scan"``.
+    and inside `lax.scan`, and forward over reverse (`jax.hessian`); forward mode alone, reverse
+    over reverse, and `jax.export` with open dimensions need ``loop="scan"``. Sequences that are
+    sharded over the explicit axes of a mesh, as `jax.make_mesh` has them, stay where they are:
+    every device runs its own, and params are copied to all devices of those axes.
+
+    `jit` your evaluation as you do your training: outside of it every call is compiled anew, since
+    a function may have closed over what has changed. A step that is a frozen dataclass is known by
+    its fields, and compiled once; the modules' steps are.
 
     Args:
       step: one ponder step for any number of rows, ``(params, state, x, first) -> (state, halt)``:
         see `Step`.
-      params: any pytree.
+      params: any pytree of arrays and numbers; functions among them belong into the step.
       state: pytree of arrays ``[B, ...]``, the state before the first input. Integers, booleans
         and PRNG keys in it are carried along: they leave their last value behind, no mean, and
         have no gradient.
@@ -149,7 +157,7 @@ def unroll(
         place of ``halting.Graves(epsilon)``. Its `mean` says what an input leaves behind, the mean
         of its states or the last.
       lengths: int ``[B]``, the inputs of each sequence that are real, 0 to T; all by default. What
-        lies beyond costs nothing and has zeros for output.
+        lies beyond costs nothing, has zeros for output and is never given to the step.
       loop: "while" (cost follows the steps taken) or "scan" (fixed cost, the reference).
       lanes: how many sequences the "while" loop has at work at a time, at most B. Fewer wait less
         for the sequence that takes longest; more make larger products. The default is B, except

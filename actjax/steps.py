@@ -5,10 +5,12 @@ step, which then says 1 to stop or 0 to go on; `actjax.halting.Threshold` is the
 
     until_converged    stop when an input's successive outputs hardly differ
     by_position        a row is a sequence whose positions halt one by one
+    checked            finds a step that returns what is no probability
 
-Both work in every loop, and gradients go through them.
+All work in every loop, and gradients go through them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -222,3 +224,28 @@ def _select(mask, new, old):
 
 def _by_row(tree: Any, shape: tuple[int, int]) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), tree)
+
+
+def checked(step: Callable) -> Callable:
+    """`step`, with NaN for halting probabilities outside [0, 1]: finds steps that return logits.
+
+    The rule makes numbers of any halting values, without a word: weights that are negative or above
+    1, and remainders above 1. Their range is known only where their values are, inside compiled
+    loops; a NaN comes through to the results, and under `jax.debug_nans` raises where it is made.
+
+    Args:
+      step: as `unroll`, `unroll_layers` or `repeat` want it.
+
+    >>> step = checked(lambda params, state, x, first: (state, state[:, 0]))
+    >>> _, halt = step((), jnp.array([[0.5], [3.1]]), None, None)
+    >>> halt
+    Array([0.5, nan], dtype=float32)
+    """
+
+    @functools.wraps(step)
+    def checked_step(*arguments):
+        state, halt = step(*arguments)
+        inside = (halt >= 0) & (halt <= 1)
+        return state, jnp.where(inside, halt, jnp.nan)
+
+    return checked_step

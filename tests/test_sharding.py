@@ -162,3 +162,83 @@ def test_a_mesh_of_other_devices_than_there_are_is_refused():
     count = jax.device_count()
     with pytest.raises(ValueError, match=f"must be the number of devices, {count}, got 3 x 2"):
         sharding.make_mesh(data=3, members=2)
+
+
+EXPLICIT = """
+import jax, jax.numpy as jnp, numpy as np, actjax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((4,), ("data",))
+rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+xs = np.random.default_rng(0).standard_normal((8, 3, 4)).astype(np.float32)
+lengths = np.array([3, 1, 0, 2, 3, 3, 1, 2], np.int32)
+rngs = lambda: nnx.Rngs(0)
+options = {"halt_bias": -0.5, "loop": LOOP}
+act = lambda **more: actjax.ACT(4, 6, max_steps=4, rngs=rngs(), **options, **more)
+lfact = lambda: actjax.LFACT(4, 6, max_layers=3, rngs=rngs(), **options)
+
+def of_model(model, xs, lengths, state=None):
+    final, outputs, ponder = model(xs, lengths=lengths, initial_state=state)
+    final = sum((leaf**2).sum() for leaf in jax.tree.leaves(final) if leaf.ndim > 1)
+    return (outputs**2).sum() + ponder.cost.sum() + final
+
+def of_pair(model, xs, lengths):
+    decoded = model(xs, steps=2, lengths=jnp.maximum(lengths, 1))
+    return (decoded.outputs**2).sum() + decoded.ponder.cost.sum()
+
+def step(table, state, x, *rest):
+    x, symbol = x
+    state = jnp.tanh(state + x + table[symbol])  # a gather, as no step would make on the mesh
+    return state, jax.nn.sigmoid(state[:, 0])
+
+def of_functions(table, xs, lengths):
+    inputs, zeros = (xs, (xs[..., 0] > 0).astype(jnp.int32)), jnp.zeros_like(xs[:, 0])
+    final, states, ponder = actjax.unroll(
+        step, table, zeros, inputs, max_steps=4, lengths=lengths, loop=LOOP, lanes=4)
+    start = actjax.Layers(jnp.zeros((8, 3, 4)), jnp.ones(8, jnp.int32))
+    _, layers, _ = actjax.unroll_layers(step, table, start, inputs, lengths=lengths, loop=LOOP)
+    x = jax.tree.map(lambda leaf: leaf[:, 0], inputs)
+    _, first = actjax.ponder(step, table, zeros, x, max_steps=4, loop=LOOP)
+    again = actjax.repeat(step, table, zeros, inputs, repeats=2, lengths=lengths)[1]
+    total = states.sum() + (final**2).sum() + ponder.cost.sum() + first.cost.sum()
+    return total + (layers.deepest**2).sum() + (again**2).sum()
+
+cases = {
+    "act": (of_model, act(lanes=4, cell=nnx.OptimizedLSTMCell)),
+    "lfact": (of_model, lfact()),
+    "seq2seq": (of_pair, actjax.Seq2Seq(act(), act())),
+    "functions": (of_functions, np.eye(2, 4, dtype=np.float32)),
+    "repeat": (of_model, actjax.Repeat(4, 6, repeats=2, rngs=rngs())),
+    "rnn": (of_model, actjax.RNN(4, 6, rngs=rngs())),
+}
+for name, (loss, params) in cases.items():
+    if LOOP == "while" and name in ("repeat", "rnn"):
+        continue
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    alone = run(params, xs, lengths)
+    # The parameters on the mesh or, as a plain call has them, not.
+    given = jax.device_put(params, everywhere) if name in ("lfact", "rnn") else params
+    spread = run(given, *jax.device_put((xs, lengths), rows))
+    for a, b in zip(*map(jax.tree.leaves, (alone, spread)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert spread[1][1].sharding.spec[0] == "data", name
+
+model = jax.device_put(act(), everywhere)
+sequences = [row[:max(length, 1)] for row, length in zip(xs, lengths)]
+for a, b in zip(*(actjax.stream_batch(m, sequences[:3], lanes=2, chunk=2) for m in (act(), model))):
+    np.testing.assert_allclose(a.outputs, b.outputs, atol=1e-6)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("loop", ["while", "scan"])
+def test_an_explicit_mesh_has_the_numbers_of_one_device(loop):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    script = f"LOOP = {loop!r}\n{EXPLICIT}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True
+    )
+    assert done.stdout == "equal\n", done.stderr[-2000:]

@@ -85,13 +85,13 @@ def _last_inputs(_, rows):
 _of_rows = jax.jit(by_device, static_argnums=0)
 
 
-def guarded(params: Any, lengths: jax.Array | None) -> Any:
-    """`params`, through which no cotangent comes where no sequence has any input."""
+def guarded(tree: Any, lengths: jax.Array | None) -> Any:
+    """`tree`, through which no cotangent comes where no sequence has any input."""
     if lengths is None:
-        return params
+        return tree
     any_live = jnp.any(lengths > 0)
     guard = lambda leaf: jnp.where(any_live, leaf, lax.stop_gradient(leaf))
-    return jax.tree.map(lambda leaf: guard(leaf) if is_float(leaf) else leaf, params)
+    return jax.tree.map(lambda leaf: guard(leaf) if is_float(leaf) else leaf, tree)
 
 
 def row_sum(leaf: jax.Array) -> jax.Array:

@@ -36,7 +36,9 @@ def repeat_scan(step, params, state, xs, lengths, repeats: int):
         x, live = inputs
 
         def one_step(current, n):
-            new, _ = step(params, current, x, jnp.broadcast_to(n == 0, live.shape))
+            new, _ = step(
+                params, guarded(current, lengths), x, jnp.broadcast_to(n == 0, live.shape)
+            )
             return new if lengths is None else select(live, new, current), None
 
         new, _ = lax.scan(one_step, state, jnp.arange(repeats))
@@ -69,7 +71,7 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
         def one_step(carry, _):
             current, mean, last, halting = carry
             running, n = halting.running, _number(halting)
-            new, halt = step(params, current, x, n == 1)
+            new, halt = step(params, guarded(current, lengths), x, n == 1)
             halting, weight = _halt(rule, halting, n, halt.astype(dtype), max_steps)
             pairs = zip(mean, part(new, True), strict=True)
             mean = [m + scale(weight, s.astype(m.dtype)) for m, s in pairs]
@@ -152,7 +154,8 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
         def one_step(carry, n):
             current, states, halting = carry
             row_n = _number(halting)
-            new, halt = step(params, current, x, before, row_n)
+            given = guarded((current, before), lengths)
+            new, halt = step(params, given[0], x, given[1], row_n)
             written = select(halting.running, new, zeros(new))
             states = jax.tree.map(lambda s, row: s.at[:, n - 1].set(row), states, written)
             halting, _ = _halt(rule, halting, row_n, halt.astype(dtype), max_layers)

@@ -1,0 +1,193 @@
+"""What is refused: before any compilation, in one sentence that names the argument.
+
+A row is a name, a call, and how its sentence begins. Add yours to the table of its area, or make
+another table and add it to `REFUSALS`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export
+
+import actjax
+from actjax import budget, losses
+from actjax.tasks import logic, parity, text
+
+INTERNALS = re.compile(
+    r"Tracer|Traced<|[Jj]axpr|[Aa]val|ShapeDtypeStruct|PyTreeDef|<function|at 0x"
+)
+STATE, X = jnp.zeros((2, 3)), jnp.zeros((2, 4, 3))
+LAYERS = actjax.Layers(jnp.zeros((2, 5, 3)), jnp.ones(2, jnp.int32))
+KEY = jax.random.key(0)
+
+
+def step(params, state, x, *rest):
+    return state, jax.nn.sigmoid(state[:, 0])
+
+
+def logits(params, state, x, *rest):
+    return state, state[:, 0] + 3.1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class WithFunction:
+    """A model with a function among its leaves, as those of Equinox are."""
+
+    weights: jax.Array
+    activation: Callable
+
+
+def unroll(step=step, params=(), state=STATE, xs=X, max_steps=3, **options):
+    return lambda: actjax.unroll(step, params, state, xs, max_steps=max_steps, **options)
+
+
+def layers(step=step, params=(), layers=LAYERS, xs=X, **options):
+    return lambda: actjax.unroll_layers(step, params, layers, xs, **options)
+
+
+def repeat(step=step, params=(), state=STATE, xs=X, repeats=2, **options):
+    return lambda: actjax.repeat(step, params, state, xs, repeats=repeats, **options)
+
+
+def traced(make):
+    """The call that ``make(value)`` makes of a value that `jit` keeps from being known."""
+    return lambda: jax.eval_shape(lambda value: make(value)(), jnp.float32(0.5))
+
+
+def exported():
+    (batch,) = export.symbolic_shape("b")
+    model = actjax.ACT(3, 4, rngs=nnx.Rngs(0))
+    xs = jax.ShapeDtypeStruct((batch, 2, 3), jnp.float32)
+    export.export(jax.jit(lambda xs: model(xs)[1]))(xs)
+
+
+def twice(loop="while"):
+    """The gradient of a gradient, under `jit`."""
+
+    def first_state(weight):
+        halving = lambda w, state, x, first: (w * state + x, jax.nn.sigmoid(state[:, 0]))
+        return actjax.unroll(halving, weight, STATE, X, max_steps=2, loop=loop)[1].sum()
+
+    jax.eval_shape(jax.grad(jax.grad(first_state)), 0.5)
+
+
+UNROLL = [
+    ("max_steps", unroll(max_steps=0), "max_steps must be an integer of at least 1, got 0"),
+    (
+        "max_steps-size",
+        unroll(max_steps=2**31),
+        "max_steps must be an integer of at most 2147483647",
+    ),
+    ("max_steps-traced", traced(lambda n: unroll(max_steps=n)), "max_steps must be an integer"),
+    ("epsilon-traced", traced(lambda e: unroll(epsilon=e)), "epsilon must be a number strictly"),
+    ("loop", unroll(loop="for"), "loop must be 'while' or 'scan', got 'for'"),
+    ("lanes", layers(lanes=0), "lanes must be an integer of at least 1, got 0"),
+    ("segment", layers(segment=2**40), "segment must be an integer of at most"),
+    ("lengths", repeat(lengths=[1, 5]), "lengths must lie between 0 and the 4 inputs given, got 5"),
+    ("lengths-kind", layers(lengths=np.ones(2)), "lengths must be 2 integers, one a sequence"),
+    ("xs", layers(xs=jnp.zeros(2)), "xs must hold arrays of shape [batch, time, ...]"),
+    ("xs-function", unroll(xs=jnp.tanh), "xs must hold arrays and numbers, got the function"),
+    ("state", repeat(state=STATE.astype(int)), "state must hold floating-point arrays"),
+    ("layers", layers(layers=STATE), "layers must be a Layers record"),
+    ("repeats", repeat(repeats=2**31), "repeats must be an integer of at most 2147483647"),
+    ("step", unroll(step=lambda *a: 1), "step must return (state, halt), got an array"),
+    (
+        "step-state",
+        layers(step=lambda p, s, *a: (s[:, :2], s[:, 0])),
+        "step must return a state of",
+    ),
+    ("step-halt", unroll(step=lambda p, s, *a: (s, s)), "step must return one float halting prob"),
+    ("step-number", unroll(step=lambda p, s, *a: (s, 0.5)), "step must return one float halting"),
+    ("logits", unroll(step=logits), "step must return halting probabilities between 0 and 1"),
+    ("logits-scan", unroll(step=logits, loop="scan"), "step must return halting probabilities"),
+    ("logits-layers", layers(step=logits), "step must return halting probabilities between"),
+    ("halts", lambda: actjax.halting_weights(jnp.float32(1)), "halts must have shape [..., M]"),
+    ("export", exported, "loop must be 'scan' where jax.export leaves a dimension open"),
+    ("twice", twice, "loop='while' has no reverse-mode derivative of its gradient"),
+]
+FUNCTIONS = WithFunction(STATE, jax.nn.relu)
+PARAMS = [
+    (f"params-{name}", call(params=params), f"params must hold arrays and numbers, got {got}")
+    for name, call in (("unroll", unroll), ("layers", layers), ("repeat", repeat))
+    for params, got in ((FUNCTIONS, "the function 'relu'"), ({"name": "act"}, "str"))
+]
+TASKS = [
+    ("bits", lambda: parity.sample(KEY, 2, bits=0), "bits must be an integer of at least 1, got 0"),
+    (
+        "max_bits",
+        lambda: parity.sample(KEY, 2, bits=2, max_bits=3),
+        "max_bits must be at most bits",
+    ),
+    ("layout", lambda: parity.sample(KEY, 2, layout="x"), "layout must be 'prefix' or 'scattered'"),
+    ("batch_size", lambda: logic.sample(KEY, -1), "batch_size must be an integer of at least 1"),
+    (
+        "max_gates",
+        lambda: logic.sample(KEY, 2, max_gates=11),
+        "max_gates must be at most 10, got 11",
+    ),
+    (
+        "encoding",
+        lambda: text.as_batch(jnp.ones((1, 3)), encoding="x"),
+        "encoding must be 'one_hot'",
+    ),
+    (
+        "text",
+        lambda: text.windows(np.ones(3), 5),
+        "text must have at least 6 bytes for a window of",
+    ),
+    ("path", lambda: text.read("/nowhere"), "path must be a file that can be read, got '/nowhere'"),
+]
+BUDGETS = [
+    ("ponder", lambda: budget.hold(2.0), "ponder must be above 2, the cost of one step, got 2.0"),
+    ("tau", lambda: budget.fixed(-1.0), "tau must be at least 0, got -1.0"),
+    ("integral", lambda: budget.hold(3.0, integral=-1), "integral must be at least 0, got -1"),
+    (
+        "window",
+        lambda: budget.hold(3.0, window=0),
+        "window must be an integer of at least 1, got 0",
+    ),
+    (
+        "over_time",
+        lambda: losses.ponder_cost(X, over_time="max"),
+        "over_time must be 'sum' or 'mean'",
+    ),
+]
+REFUSALS = [*UNROLL, *PARAMS, *TASKS, *BUDGETS]
+
+
+@pytest.mark.parametrize(
+    ("call", "beginning"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS]
+)
+def test_it_is_refused_in_a_sentence(call, beginning):
+    with pytest.raises((ValueError, TypeError)) as raised:
+        call()
+    sentence = str(raised.value).partition("\n")[0]  # JAX adds lines of its own where it is at work
+    assert sentence.startswith(beginning)
+    assert sentence.endswith(".") and ". " not in sentence
+    assert not INTERNALS.search(sentence)
+
+
+def test_what_the_sentences_advise_works():
+    twice("scan")
+    weights, activation = jnp.full(3, 0.5), jnp.tanh  # parted, and put together in the step
+    together = lambda w, state, x, first: step(w, activation(w * state + x), x)
+    actjax.unroll(together, weights, STATE, X, max_steps=2)
+    huge = jax.eval_shape(lambda: actjax.unroll(step, (), STATE, X, max_steps=2**31 - 1)[2].cost)
+    assert huge.shape == (2, 4)
+    in_range = lambda *a: (STATE, jnp.array([1.0, 0.0]))  # 0 and 1 themselves are allowed
+    assert actjax.unroll(in_range, (), STATE, X, max_steps=2)[2].steps.tolist() == [
+        [1] * 4,
+        [2] * 4,
+    ]
+
+
+def test_a_step_that_returns_logits_is_found_under_jit():
+    run = lambda step: jax.jit(unroll(step=actjax.steps.checked(step)))()[2].remainder
+    assert np.isnan(run(logits)).all() and np.isfinite(run(step)).all()
