@@ -46,7 +46,8 @@ def advance(
     runs = network.runs(gradient.shape[0])
     whole = lambda ok, columns: _step_runs(runs, len(gradient), ok, *columns)
     blocks = lambda ok, columns: _step_runs(runs, BLOCK, ok, *columns)
-    if len(gradient) < 2 * BLOCK:
+    # XLA's CPU compiler converts the whole of a bfloat16 array to write a block of it.
+    if len(gradient) < 2 * BLOCK or memory.dtype != network.dtype:
         return whole(ok, columns)
     return lax.platform_dependent(ok, columns, cpu=blocks, default=whole)
 
