@@ -27,12 +27,12 @@ STEPS = 60
 
 def sample(key, data):
     x = jax.random.normal(key, (16, 3))
-    return x, jnp.sin(x @ data)
+    return x, jnp.sin(x @ data.astype(x.dtype))
 
 
 def loss_fn(model, batch):
     x, y = batch
-    error = jnp.tanh(x @ model["w"] + model["b"]).sum(-1) - y
+    error = jnp.tanh(x @ model["w"] + model["b"][None]).sum(-1) - y
     return (error**2).mean(), {"error": jnp.abs(error).mean(), "error_max": jnp.abs(error).max()}
 
 
@@ -83,7 +83,8 @@ def test_fit_equals_a_loop_of_optax_updates(float64, tmp_path):
     for step in range(STEPS):
         batch = sample(jax.random.fold_in(KEY, step), DATA)
         (loss, metrics), gradient = gradient_of(model, batch)
-        updates, opt_state = update(gradient, opt_state)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
+            updates, opt_state = update(gradient, opt_state)
         model = optax.apply_updates(model, updates)
         norm = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
         rows.append((loss, metrics["error_max"], norm))

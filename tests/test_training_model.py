@@ -194,7 +194,8 @@ def test_optimizers_that_look_at_the_loss(name):
         value_fn = lambda params: quadratic(params, batch)[0]
         value, grad = jax.value_and_grad(value_fn)(params)
         extra = {} if name == "sam" else {"value": value, "grad": grad, "value_fn": value_fn}
-        updates, opt_state = optimizer.update(grad, opt_state, params, **extra)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
+            updates, opt_state = optimizer.update(grad, opt_state, params, **extra)
         return optax.apply_updates(params, updates), opt_state
 
     for number in range(3):

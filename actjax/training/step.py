@@ -100,15 +100,17 @@ def make_train_step(
         arguments = hide(rest), sample(key, data), *extra
         (loss, (metrics, written)), gradient = differentiate(params, *arguments)
         gradient = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradient)
-        updates, opt_state = optimizer.update(
-            gradient,
-            state.opt_state,
-            params,
-            value=loss,
-            grad=gradient,
-            value_fn=lambda params: value_alone(params, *arguments),
-        )
-        model = merge(optax.apply_updates(params, updates), rewrite(rest, written))
+        with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
+            updates, opt_state = optimizer.update(
+                gradient,
+                state.opt_state,
+                params,
+                value=loss,
+                grad=gradient,
+                value_fn=lambda params: value_alone(params, *arguments),
+            )
+            params = optax.apply_updates(params, updates)
+        model = merge(params, rewrite(rest, written))
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         extra = state.extra if control is None else control(state.extra, metrics)
         return TrainState(state.step + 1, model, opt_state, extra), metrics
