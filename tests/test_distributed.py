@@ -220,13 +220,13 @@ AT = ["--coordinator", "localhost:1"]
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--num-processes", "2"], "num_processes is 2; it needs coordinator, HOST:PORT of"),
-        ([*AT, "--process-id", "1"], "coordinator is 'localhost:1'; it needs num_processes"),
-        ([*AT, "--num-processes", "2"], "coordinator is 'localhost:1'; it needs process_id"),
-        ([*AT, "--process-id", "2", "--num-processes", "2"], "process_id is 2; it must be from 0"),
-        ([*AT, "--process-id", "0", "--num-processes", "0"], "num_processes is 0; it must be at"),
+        (["--num-processes", "2"], "num_processes must come with coordinator, HOST:PORT of"),
+        ([*AT, "--process-id", "1"], "coordinator must come with num_processes, got 'local"),
+        ([*AT, "--num-processes", "2"], "coordinator must come with process_id, got 'localhost"),
+        ([*AT, "--process-id", "2", "--num-processes", "2"], "process_id must be from 0 to"),
+        ([*AT, "--process-id", "0", "--num-processes", "0"], "num_processes must be at"),
         ([*AT, "--process-id", "0", "--num-processes", "3"], "devices x num_processes is 3; it"),
-        (["--coordinator", "here"], "coordinator is 'here'; it needs process_id"),
+        (["--coordinator", "here"], "coordinator must come with process_id, got 'here'"),
     ],
 )
 def test_wrong_flags_are_answered_with_one_sentence(argv, sentence, capsys, tmp_path):

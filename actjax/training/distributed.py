@@ -87,22 +87,24 @@ def check(coordinator: str | None, process_id: int | None, num_processes: int | 
     Example:
       >>> check("localhost:1234", process_id=2, num_processes=2)
       Traceback (most recent call last):
-      ValueError: process_id is 2; it must be from 0 to num_processes - 1 = 1
+      ValueError: process_id must be from 0 to num_processes - 1 = 1, got 2.
     """
     given = {"process_id": process_id, "num_processes": num_processes}
     for name, value in given.items():
         if coordinator is None and value is not None:
-            raise ValueError(f"{name} is {value}; it needs coordinator, HOST:PORT of process 0")
+            raise ValueError(
+                f"{name} must come with coordinator, HOST:PORT of process 0, got {value}."
+            )
         if coordinator not in (None, AUTO) and value is None:
-            raise ValueError(f"coordinator is {coordinator!r}; it needs {name}")
+            raise ValueError(f"coordinator must come with {name}, got {coordinator!r}.")
     if coordinator not in (None, AUTO) and not re.fullmatch(r"\S+:\d{1,5}", coordinator):
-        raise ValueError(f"coordinator is {coordinator!r}; it must be HOST:PORT or {AUTO}")
+        raise ValueError(f"coordinator must be HOST:PORT or {AUTO}, got {coordinator!r}.")
     if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes is {num_processes}; it must be at least 1")
+        raise ValueError(f"num_processes must be at least 1, got {num_processes}.")
     if None not in given.values() and not 0 <= process_id < num_processes:
         raise ValueError(
-            f"process_id is {process_id}; it must be from 0 to num_processes - 1 = "
-            f"{num_processes - 1}"
+            f"process_id must be from 0 to num_processes - 1 = {num_processes - 1}, "
+            f"got {process_id}."
         )
 
 

@@ -34,7 +34,8 @@ class RunFiles:
     def __enter__(self):
         with contextlib.ExitStack() as opened:
             on_first(lambda: self._lock(opened))
-            self._checkpoints = Checkpoints(self._directory / CHECKPOINTS)
+            with writing_to(self._directory):
+                self._checkpoints = Checkpoints(self._directory / CHECKPOINTS)
             opened.callback(self._checkpoints.close)
             self._step = self._checkpoints.latest() or 0
             check_alike(f"the checkpoints in {str(self._directory)!r}", self._step)

@@ -17,7 +17,6 @@ except ImportError:  # not on Windows, where a folder is not guarded against a s
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
 
 
 def claim_folder(
@@ -88,10 +87,13 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     Raises:
       ValueError: another does.
     """
-    with (directory / LOCK).open("a") as file:
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"out must be a folder that no other run is at work in, got {str(directory)!r}."
@@ -99,6 +101,8 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
         except OSError:  # of file systems without locks
             pass
         yield
+    finally:
+        os.close(handle)
 
 
 def _holds_a_run(directory: pathlib.Path) -> bool:
