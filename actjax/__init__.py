@@ -11,7 +11,18 @@ from actjax.halting import (
     halting_step,
     halting_weights,
 )
-from actjax.nn import ACT, LFACT, RNN, Decoded, Recurrent, Repeat, Seq2Seq
+from actjax.nn import (
+    ACT,
+    LFACT,
+    RNN,
+    Decoded,
+    PonderNet,
+    Recurrent,
+    Recursive,
+    Repeat,
+    Seq2Seq,
+    UniversalTransformer,
+)
 
 __version__ = "0.1.0"
 
@@ -24,14 +35,17 @@ __all__ = [
     "LayerStep",
     "Layers",
     "Ponder",
+    "PonderNet",
     "Prepared",
     "Recurrent",
+    "Recursive",
     "Repeat",
     "Result",
     "Seq2Seq",
     "Step",
     "StepModel",
     "Streamable",
+    "UniversalTransformer",
     "budget",
     "halting",
     "halting_step",
