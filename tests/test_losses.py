@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import actjax
 from actjax import losses
 
 B, T, K, C = 3, 4, 2, 5
@@ -91,3 +92,15 @@ def test_ponder_cost_sums_or_averages_the_input_steps_of_each_sequence():
 def test_an_unknown_way_to_add_up_is_refused():
     with pytest.raises(ValueError, match="over_time must be 'sum' or 'mean', got 'max'"):
         losses.ponder_cost(jnp.ones((1, 1)), over_time="max")
+
+
+def test_a_mean_over_nothing_is_0():
+    nothing, targets = np.zeros((B, T), bool), np.ones((B, T), int)
+    ponder = actjax.Ponder(jnp.asarray(targets), jnp.ones((B, T)))
+    counts = losses.confusion(targets[..., None], targets[..., None], nothing, classes=2)
+    metrics = losses.ponder_metrics(ponder, np.zeros(B, int))
+    metrics["bits"] = losses.bits_per_character(jnp.ones((B, T, C)), targets, nothing)
+    metrics["accuracy"] = losses.accuracy(targets, targets, nothing)
+    metrics["mean"] = losses.ponder_cost(ponder.cost, np.zeros(B, int), over_time="mean").sum()
+    metrics["f1"] = losses.f1(counts).sum()
+    assert not any(metrics.values())
