@@ -3,9 +3,9 @@
 import bz2
 import gzip
 import io
+import lzma
 import pathlib
 import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -97,28 +97,48 @@ def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndar
 def read(path: str | pathlib.Path) -> np.ndarray:
     """Reads a file of text as bytes: uint8 [n].
 
-    The file may be plain, or packed as bzip2, gzip or a zip of one file: its first bytes decide,
-    not its name.
+    The file may be plain, or packed as bzip2, gzip, xz, a zip of one file, or, from Python 3.14 on,
+    zstd: its first bytes decide, not its name.
 
     Raises:
-      ValueError: where the file is missing, unreadable, empty, truncated or damaged.
+      ValueError: where the file is missing, unreadable, empty, truncated, damaged, or packed in
+        another way.
     """
     path = pathlib.Path(path)
     try:
         packed = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"data file {str(path)!r} cannot be read: {error.strerror or error}"
+            f"data file must be readable, got {str(path)!r}: {error.strerror or error}."
         ) from error
     try:
         plain = _unpack(packed)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except _Unknown as error:
         raise ValueError(
-            f"data file {str(path)!r} is truncated or damaged and cannot be unpacked: {error}"
+            f"data file must be plain, or packed as {PACKED}, got {error} in {str(path)!r}."
+        ) from None
+    except Exception as error:  # each of the packers has its own kinds
+        raise ValueError(
+            f"data file must be whole, got {str(path)!r}, truncated or damaged: {error}."
         ) from error
     if not plain:
-        raise ValueError(f"data file {str(path)!r} is empty")
+        raise ValueError(f"data file must hold at least one byte, got {str(path)!r}, empty.")
     return np.frombuffer(plain, np.uint8)
+
+
+PACKED = "bzip2, gzip, xz or zip"
+# the first bytes of packed files that nothing here unpacks
+_FOREIGN = {
+    b"\x1f\x9d": "compress (.Z)",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"LZIP": "lzip",
+}
+
+
+class _Unknown(Exception):
+    """The name of a way of packing that cannot be undone here."""
 
 
 def _unpack(packed: bytes) -> bytes:
@@ -126,12 +146,23 @@ def _unpack(packed: bytes) -> bytes:
         return bz2.decompress(packed)
     if packed.startswith(b"\x1f\x8b"):
         return gzip.decompress(packed)
-    if packed.startswith(b"PK\x03\x04"):
+    if packed.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+        return lzma.decompress(packed)
+    if packed.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            from compression import zstd  # of Python 3.14
+        except ImportError:
+            raise _Unknown("zstd, which needs Python 3.14,") from None
+        return zstd.decompress(packed)
+    if packed.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise zipfile.BadZipFile(f"it holds {len(names)} files where one is expected")
             return archive.read(names[0])
+    for start, name in _FOREIGN.items():
+        if packed.startswith(start):
+            raise _Unknown(name)
     return packed
 
 

@@ -3,20 +3,11 @@
 import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-NAMES = {
-    "lstm": "LSTM optimizer",
-    "sgd": "SGD",
-    "nag": "Nesterov",
-    "rmsprop": "RMSprop",
-    "adam": "Adam",
-    "adam9": "Adam (.9, .9)",
-}
+from experiments.show.learned import NAMES
+from experiments.show.style import plt
+
 RULES = {
     "mass": ("mass rule", "tab:blue", "o"),
     "price": ("price rule", "tab:cyan", "s"),

@@ -13,29 +13,21 @@ from actjax.learned import CoordinatewiseLSTM, Head, HorizonPrior, LearnedOptimi
 from actjax.learned.heads import make_posterior
 from actjax.learned.network import GroupedLSTM
 from actjax.learned.training import (
-    MakeFamily,
     halting_objective,
     init_meta,
     make_meta_step,
     summed_loss,
 )
-from experiments.learned.options import LearnedOptions, as_json
+from experiments.learned.options import LearnedOptions
+from experiments.learned.problems import Problem
+from experiments.options import require
 
 
 def train(
-    experiment: str,
-    options: LearnedOptions,
-    make_family: MakeFamily,
-    folder: pathlib.Path,
-    data: Any = (),
-    groups: tuple[int, ...] = (),
+    experiment: str, problem: Problem, options: LearnedOptions, folder: pathlib.Path, data: Any
 ) -> LearnedOptimizer:
-    """Trains the optimizer that `options` describe and returns the best one validated.
-
-    Args:
-      groups: coordinates of each group of parameters that gets a network of its own.
-    """
-    training.claim_folder(folder, as_json(experiment, options), resume=options.resume)
+    """Trains the optimizer that `options` describe and returns the best one validated."""
+    make_family = problem.make_family(options)
     meta_optimizer = optax.chain(
         optax.clip_by_global_norm(options.clip),
         optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps, 0.02)),
@@ -59,7 +51,7 @@ def train(
         validation_size=options.validation_size,
     )
     state = init_meta(
-        first_optimizer(options, groups),
+        first_optimizer(options, problem.groups),
         meta_optimizer,
         make_family,
         data,
@@ -139,8 +131,8 @@ def save_optimizer(folder: pathlib.Path, learned: LearnedOptimizer):
 def load_optimizer(folder: pathlib.Path, like: LearnedOptimizer) -> LearnedOptimizer:
     """The optimizer that a finished run kept."""
     folder = pathlib.Path(folder)
-    if not (folder / "best").is_dir():
-        raise ValueError(f"network_from is {str(folder)!r}; it must hold a finished run")
+    allowed = "the folder of a finished run"
+    require((folder / "best").is_dir(), "network_from", allowed, str(folder))
     kept = training.Checkpoints(folder / "best")
     try:
         return kept.restore(0, like)
@@ -151,6 +143,7 @@ def load_optimizer(folder: pathlib.Path, like: LearnedOptimizer) -> LearnedOptim
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """config.json of a run."""
     path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"run is {str(folder)!r}; it must hold a run's config.json")
-    return json.loads(path.read_text())
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"run must hold a run's config.json, got {str(folder)!r}.") from None

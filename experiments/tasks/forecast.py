@@ -12,9 +12,9 @@ from jax import Array
 
 from actjax import Layers, Ponder, Seq2Seq, losses
 from actjax.tasks.batch import Batch
+from experiments.evaluation import steps_by_step
 
 MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
-PERCENTILE = 90  # of N_t, beside its mean and maximum (LFACT 2020, figure 3)
 
 
 class Forecast(NamedTuple):
@@ -61,35 +61,29 @@ class Forecaster(nnx.Module):
         return self.heads(outputs).reshape(*outputs.shape[:-1], self.instruments, self.classes)
 
 
-def make_loss(
-    tau: float, mu: float, over_time: str
-) -> Callable[[Forecaster, Batch], tuple[Array, dict[str, Array]]]:
-    """`(network, batch) -> (loss, metrics)`: eq 6 of LFACT 2020, which is eq 4 where `mu` is 0.
+def make_objective(
+    mu: float, over_time: str
+) -> Callable[[Forecaster, Batch, Array], tuple[Array, dict[str, Array]]]:
+    """`(network, batch, tau) -> (loss, metrics)`: eq 6 of LFACT 2020, eq 4 where `mu` is 0.
 
     The cross-entropies of all instruments add up; `mu` weighs those of every layer that ran.
     """
 
-    def loss_fn(network: Forecaster, batch: Batch):
+    def objective(network: Forecaster, batch: Batch, tau: Array):
         forecast = network(batch.inputs)
         total = losses.softmax_cross_entropy(forecast.logits, batch.targets, batch.mask)
         if mu and forecast.layers is not None:
-            total += mu * layer_loss(network, forecast.layers, batch, total)
+            of_layer = lambda outputs, mask: losses.softmax_cross_entropy(
+                network.read(outputs), batch.targets, mask
+            )
+            total += mu * losses.over_layers(of_layer, forecast.layers, batch.mask, deepest=total)
         cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
         cost = losses.ponder_cost(forecast.ponder.cost, over_time=over_time).mean()
         loss = cross_entropy + tau * cost
         right = losses.accuracy(forecast.logits.argmax(-1), batch.targets, batch.mask)
         return loss, {"accuracy": right, **losses.ponder_metrics(forecast.ponder)}
 
-    return loss_fn
-
-
-def layer_loss(network: Forecaster, layers: Layers, batch: Batch, deepest: Array) -> Array:
-    """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
-
-    def of_layer(outputs, mask):
-        return losses.softmax_cross_entropy(network.read(outputs), batch.targets, mask)
-
-    return losses.over_layers(of_layer, layers, batch.mask, deepest=deepest)
+    return objective
 
 
 def mean_f1(network: Forecaster, batch: Batch) -> Array:
@@ -118,17 +112,12 @@ def measure(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Any]:
     batch = jax.tree.map(lambda leaf: leaf[picked], batch)
     found = jax.tree.map(np.asarray, _apply(network, batch, usual))
     steps = found.pop("steps")
-    by_step = {
-        "mean": steps.mean(0).tolist(),
-        "maximum": steps.max(0).tolist(),
-        f"percentile_{PERCENTILE}": np.percentile(steps, PERCENTILE, axis=0).tolist(),
+    return {
+        "windows": len(picked),
+        "ponder_steps": float(steps.mean()),
+        **{name: value.tolist() for name, value in found.items()},
+        "steps_by_step": steps_by_step(steps),
     }
-    counts = {"windows": len(picked), "ponder_steps": float(steps.mean())}
-    return (
-        counts
-        | {name: value.tolist() for name, value in found.items()}
-        | {"steps_by_step": by_step}
-    )
 
 
 @jax.jit

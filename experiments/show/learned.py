@@ -5,16 +5,16 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.learned.figures import NAMES
 from experiments.show import markup
+from experiments.show.papers import PAPERS
 
-PAPER = {
-    "quadratic": "On 20,000 functions with uniform draws the LSTM optimizer's mean loss reaches "
-    "0.1 around step 30 and converges between 0.1 and 0.01 (June draft, figure 2; about 0.045 at "
-    "step 100, read off the figure). No Gaussian draws, no baselines.",
-    "regression": "Set up, with the loss and the bound written out; no results.",
-    "mnist": "Planned; no results.",
-    "cifar10": "Planned; no results.",
+NAMES = {
+    "lstm": "LSTM optimizer",
+    "sgd": "SGD",
+    "nag": "Nesterov",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adam9": "Adam (.9, .9)",
 }
 
 
@@ -24,50 +24,41 @@ def section(folder: pathlib.Path) -> str:
     Raises:
       ValueError: for a file that is not the result of one of the experiments.
     """
-    parts = [
-        "<h2 id=learned>Learned optimizers</h2><p>Sander 2017, two drafts: an LSTM that maps "
-        "gradients to updates, and a halting head that says when to stop. Loss after so many "
-        "steps on fresh problems, ± standard error over them; baselines at the learning rate "
-        "tuned on held-out problems, for the final loss and for the sum over the steps.</p>"
-    ]
+    parts = [PAPERS["about_learned"]]
     found = [(path, _read(path)) for path in sorted(folder.glob("*.json"))]
-    for experiment, paper in PAPER.items():
-        parts.append(f"<h3>{experiment}</h3><p class=note>Paper: {html.escape(paper)}</p>")
+    for experiment, says in PAPERS["learned"].items():
+        parts.append(f"<h3>{experiment}</h3>" + markup.note(f"Paper: {says}"))
         here = [(path, result) for path, result in found if result["experiment"] == experiment]
         parts += [_run(path, result) for path, result in here]
-        if not here:
-            command = f"python -m experiments {experiment}"
-            parts.append(f"<p class=missing>Not run. <code>{command}</code></p>")
+        parts += [] if here else [markup.missing(f"python -m experiments {experiment}")]
     return "\n".join(parts)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
-        known = result["experiment"] in PAPER and "command" in result
-    except (json.JSONDecodeError, KeyError, TypeError):
+        known = result["experiment"] in PAPERS["learned"] and "command" in result
+    except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ValueError(f"file {str(path)!r} is not the result of a learned-optimizer experiment")
+        raise ValueError(
+            f"results must hold results of learned-optimizer experiments, got {str(path)!r}."
+        )
     return result
 
 
 def _run(path: pathlib.Path, result: dict[str, Any]) -> str:
     """One run: what it was, its table, its halting and its pictures."""
-    trained = f"{result['meta_updates']:,} meta-updates in {result['training_seconds'] / 60:.0f} "
-    parts = [
-        f"<p><b>{html.escape(path.stem)}</b>: {trained}minutes on {markup.environment(result)}<br>"
-        f"<code>{html.escape(result['command'])}</code></p>"
-    ]
-    rows = []
+    minutes = result["training_seconds"] / 60
+    trained = f"{result['meta_updates']:,} meta-updates in {minutes:.0f} minutes"
+    parts, rows = [markup.ran(path, result, trained)], []
     if "learned" in result:
         rows.append({"optimizer": NAMES["lstm"]} | _cells(result["learned"]))
     for name, aims in result.get("baselines", {}).items():
         for aim, row in aims.items():
             title = f"{NAMES[name]}, rate {row['learning_rate']:.3g}, tuned for the {aim} loss"
             rows.append({"optimizer": title} | _cells(row))
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    parts += [markup.table([{name: row.get(name, "") for name in columns} for row in rows])]
+    parts.append(markup.table(rows))
     if "halting" in result:
         parts.append(f"<p>{html.escape(_halting(result))}</p>")
     parts += map(markup.picture, sorted(path.parent.glob(f"{path.stem}_*.png")))
