@@ -84,21 +84,37 @@ class Instance(NamedTuple):
     deviation: np.ndarray
 
 
-def sample(
-    key: Array,
-    batch_size: int,
-    *,
+def sample(key: Array, batch_size: int, *, series: Series, **window_options: Any) -> Batch:
+    """Draws B windows at uniformly random places of `series`; options and result as of `windows`.
+
+    Example:
+      >>> rows = jnp.arange(30)[:, None]
+      >>> series = Series(inputs=rows.astype(jnp.float32), classes=rows % 5)
+      >>> batch = sample(jax.random.key(0), 2, series=series, window=4, mode="seq2seq", horizon=3)
+      >>> batch.inputs.shape, batch.targets.shape
+      ((2, 4, 1), (2, 3, 1))
+      >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
+      True
+    """
+    check_positive("batch_size", batch_size)
+    places = _places(series, *steps(**window_options))
+    start = jax.random.randint(key, (batch_size,), 0, places)
+    return windows(series, start, **window_options)
+
+
+def windows(
     series: Series,
+    start: Array | None = None,
+    *,
     window: int = 20,
     mode: str = "rnn",
     horizon: int = 10,
 ) -> Batch:
-    """Draws windows at uniformly random places of `series`.
+    """Windows of `series`, one a row: all of them in their order, for evaluation, or some.
 
     Args:
-      key: PRNG key.
-      batch_size: B, the number of windows.
-      series: what to draw from, `Instance.train`; on the device already, it stays there.
+      series: what to draw from; on the device already, it stays there.
+      start: int [B], their first rows, which the caller keeps inside `series`.
       window: T, the input steps of a window.
       mode: "rnn" to predict the next row's classes at every input step, "seq2seq" to predict those
         of the `horizon` rows behind the window.
@@ -113,40 +129,13 @@ def sample(
       ValueError: for a size below 1, an unknown mode, or a series shorter than a window.
 
     Example:
-      >>> rows = jnp.arange(30)[:, None]
-      >>> series = Series(inputs=rows.astype(jnp.float32), classes=rows % 5)
-      >>> batch = sample(jax.random.key(0), 2, series=series, window=4, mode="seq2seq", horizon=3)
-      >>> batch.inputs.shape, batch.targets.shape
-      ((2, 4, 1), (2, 3, 1))
-      >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
-      True
-    """
-    check_positive("batch_size", batch_size)
-    lead, count = steps(window, mode, horizon)
-    places = _check_span(len(series.classes), lead + count)
-    start = jax.random.randint(key, (batch_size,), 0, places)
-    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
-
-
-def windows(series: Series, *, window: int = 20, mode: str = "rnn", horizon: int = 10) -> Batch:
-    """All windows of `series` in their order, one a row, for evaluation; arguments as in `sample`.
-
-    Example:
       >>> rows = jnp.arange(8)[:, None]
       >>> batch = windows(Series(inputs=rows * 1.0, classes=rows), window=3)
       >>> batch.inputs[:, :, 0].tolist()[:2], batch.targets[:, :, 0].tolist()[:2]
       ([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], [[1, 2, 3], [2, 3, 4]])
-      >>> len(batch.inputs), int(batch.targets.max())
-      (5, 7)
     """
     lead, count = steps(window, mode, horizon)
-    start = jnp.arange(_check_span(len(series.classes), lead + count))
-    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
-
-
-def windows_at(series: Series, start: Array, *, window: int, mode: str, horizon: int) -> Batch:
-    """The windows whose first rows are `start`, int [B]; the caller keeps them inside `series`."""
-    lead, count = steps(window, mode, horizon)
+    start = jnp.arange(_places(series, lead, count)) if start is None else start
     targets = series.classes[start[:, None] + lead + jnp.arange(count)]
     none = jnp.zeros((len(start), window), jnp.int32)
     return Batch(
@@ -158,7 +147,7 @@ def windows_at(series: Series, start: Array, *, window: int, mode: str, horizon:
     )
 
 
-def steps(window: int, mode: str, horizon: int) -> tuple[int, int]:
+def steps(window: int = 20, mode: str = "rnn", horizon: int = 10) -> tuple[int, int]:
     """Rows from a window's first input to its first target, and its number of targets."""
     check_choice("mode", mode, MODES)
     check_positive("window", window)
@@ -224,10 +213,8 @@ def prepare(
     prices: Prices,
     split: Split,
     *,
-    window: int = 20,
-    mode: str = "rnn",
-    horizon: int = 10,
     thresholds: tuple[float, ...] = THRESHOLDS,
+    **window_options: Any,
 ) -> Instance:
     """Standardises and classifies the returns of one split.
 
@@ -242,14 +229,14 @@ def prepare(
 
     Args:
       prices, split: from `read` and `walk_forward`.
-      window, mode, horizon: as in `sample`.
       thresholds: in standard deviations, ascending.
+      window_options: as of `windows`.
 
     Raises:
       ValueError: for thresholds that do not ascend, a period shorter than a window's targets, or an
         instrument whose price does not change during training.
     """
-    lead, count = steps(window, mode, horizon)
+    lead, count = steps(**window_options)
     ascend = all(low < high for low, high in itertools.pairwise(thresholds))
     require(ascend and len(thresholds) > 0, "thresholds", "ascending, at least one", thresholds)
     for name, rows, least in zip(Split._fields, split, (lead + count, count, count), strict=True):
@@ -293,11 +280,8 @@ def read(path: str | pathlib.Path) -> Prices:
         if place:
             _check_order(path, number, names[0], dates, cells[0])
         values[place] = _prices(path, number, names[1:], cells[1:])
-    zoneless = [
-        date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
-        for date in dates
-    ]
-    return Prices(np.array(zoneless, "datetime64[s]"), tuple(names[1:]), values)
+    utc = lambda date: date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+    return Prices(np.array([*map(utc, dates)], "datetime64[s]"), tuple(names[1:]), values)
 
 
 def _rows(path: str | pathlib.Path) -> list[tuple[int, list[str]]]:
@@ -373,7 +357,8 @@ def _refuse(path, row: int, allowed: str, got: Any, column: Any = None, fault: s
     raise ValueError(f"data file must {allowed}, got {got!r}{fault} in {place} of {str(path)!r}.")
 
 
-def _check_span(rows: int, span: int) -> int:
-    """The number of windows of `span` rows that start at different places."""
+def _places(series: Series, lead: int, count: int) -> int:
+    """The number of windows with their targets that start at different places."""
+    rows, span = len(series.classes), lead + count
     require(rows >= span, "series", f"at least {span} rows, a window with its targets", rows)
     return rows - span + 1
