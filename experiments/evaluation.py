@@ -62,12 +62,9 @@ def evaluate(
     )
     result = [_summary(one) for one in mixed]
     if levels is None:
+        levels_of = lambda one: np.unique(one["difficulty"])
         rows = [
-            [
-                _level(one, level, one["difficulty"] == level)
-                for level in np.unique(one["difficulty"])
-            ]
-            for one in mixed
+            [_level(m, level, m["difficulty"] == level) for level in levels_of(m)] for m in mixed
         ]
     else:
         rows = [[] for _ in result]

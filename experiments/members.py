@@ -78,18 +78,12 @@ def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
         found = member["evaluation"]
         name = "bits per character" if "bits_per_character" in found else "error rate"
         solved = "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
-        rows.append(
-            {
-                "model": member["model"],
-                "tau": "" if member["tau"] is None else f"{member['tau']:g}",
-                "seed": str(member["seed"]),
-                "updates": f"{member['updates']:,}",
-                "solved at": "diverged" if member["diverged"] else solved,
-                name: f"{error(found):.4f}",
-                "ponder N + R": f"{found['ponder']:.2f}",
-                "mean N": f"{found['ponder_steps']:.2f}",
-            }
-        )
+        tau = "" if member["tau"] is None else f"{member['tau']:g}"
+        row = {"model": member["model"], "tau": tau, "seed": str(member["seed"])}
+        row |= {"updates": f"{member['updates']:,}"}
+        row |= {"solved at": "diverged" if member["diverged"] else solved}
+        row |= {name: f"{error(found):.4f}", "ponder N + R": f"{found['ponder']:.2f}"}
+        rows.append(row | {"mean N": f"{found['ponder_steps']:.2f}"})
     return rows
 
 

@@ -7,7 +7,7 @@ from jax import Array
 import actjax
 from actjax import Ponder
 from experiments.cells import make_cell
-from experiments.options import Architecture
+from experiments.options import Architecture, pick
 
 ACTIVATIONS = {"sigmoid": nnx.sigmoid, "tanh": nnx.tanh}
 
@@ -33,9 +33,13 @@ class Network(nnx.Module):
         """As `__call__`, and the outputs of all layers [B, T, L, hidden] of a core that has any."""
         if isinstance(self.core, actjax.LFACT):
             _, layers, ponder = self.core.layers(inputs, lengths=lengths)
-            return self.readout(layers.deepest), ponder, layers
+            return self.read(layers.deepest), ponder, layers
         _, outputs, ponder = self.core(inputs, lengths=lengths)
-        return self.readout(outputs), ponder, None
+        return self.read(outputs), ponder, None
+
+    def read(self, outputs: Array) -> Array:
+        """Outputs [..., hidden] to logits [..., out_features]."""
+        return self.readout(outputs)
 
 
 def make_network(
@@ -50,8 +54,7 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
     """The recurrent core that `architecture` describes."""
     sizes = in_features, architecture.hidden
     cell = {"cell": make_cell(architecture.cell, architecture.init), "rngs": rngs}
-    halting = {name: getattr(architecture, name) for name in ("epsilon", "halt_bias")}
-    halting |= {name: getattr(architecture, name) for name in ("loop", "lanes")}
+    halting = pick(architecture, "epsilon", "halt_bias", "loop", "lanes")
     match architecture.model:
         case "rnn":
             return actjax.RNN(*sizes, **cell)
@@ -63,9 +66,8 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
             return actjax.LFACT(
                 *sizes,
                 max_layers=architecture.max_steps,
-                combine=architecture.combine,
-                attend=architecture.attend,
                 activation=ACTIVATIONS[architecture.activation],
+                **pick(architecture, "combine", "attend"),
                 **halting,
                 **cell,
             )

@@ -16,6 +16,7 @@ from experiments.cells import CELLS
 
 ADAPTIVE = ("act", "lfact")  # models with a time penalty
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+PACE = ("steps", "log_every", "checkpoint_every")
 # where and on what a run is made, which changes none of its numbers
 PLACES = ("out", "resume", "results", "cpu_devices", "coordinator", "process_id", "num_processes")
 
@@ -143,6 +144,11 @@ def parse(
     return config
 
 
+def pick(options: Any, *names: str) -> dict[str, Any]:
+    """The options of these names, to be handed to what takes them by name."""
+    return {name: getattr(options, name) for name in names}
+
+
 def require(holds: bool, name: str, allowed: str, value: Any):
     """Refuses `value` with one sentence unless it `holds` what is allowed.
 
@@ -200,8 +206,7 @@ def check_one_process(experiment: str, options: Processes):
 
 def joined(options: Processes) -> contextlib.AbstractContextManager[None]:
     """The block in which the processes of a run work together."""
-    numbers = {"process_id": options.process_id, "num_processes": options.num_processes}
-    return distributed.joined(options.coordinator, **numbers)
+    return distributed.joined(options.coordinator, **pick(options, "process_id", "num_processes"))
 
 
 def label(architecture: Architecture) -> str:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from actjax import budget, training
 from actjax.training import distributed, sharding
-from experiments import evaluation
+from actjax.training.sweep import Sweep, stack_states, sweep
+from experiments import evaluation, record
 from experiments.network import Network, make_network
 from experiments.options import (
     ADAPTIVE,
+    PACE,
     Architecture,
     Options,
     Training,
@@ -25,14 +28,8 @@ from experiments.options import (
     joined,
     label,
     parse,
+    pick,
     require,
-)
-from experiments.record import (
-    check_folder,
-    command,
-    environment,
-    print_table,
-    read_json,
 )
 from experiments.show import figures
 from experiments.task import Loaded, Task
@@ -52,7 +49,7 @@ def main(task: Task, argv: list[str]):
         row = {"model": summary["model"], "updates": f"{summary['steps']:,}", **error_cell(found)}
         row |= {"ponder N + R": f"{found['ponder']:.2f}", "largest": f"{found['ponder_max']:.1f}"}
         row |= {"time": f"{summary['wall_time_seconds']:.0f} s"}
-        print_table(task.title or task.name.capitalize(), [row], *notes)
+        record.print_table(task.title or task.name.capitalize(), [row], *notes)
 
 
 def train(task: Task, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
@@ -74,8 +71,8 @@ def train(task: Task, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
         "evaluation": {name: x for name, x in found.items() if not isinstance(x, list)},
         "wall_time_seconds": last["seconds"],
         "config": as_json(task.name, options),
-        "command": command(),
-        **environment(),
+        "command": record.command(),
+        **record.environment(),
     }
     if options.model in ADAPTIVE:
         summary["advice"] = halting_advice(options, last["ponder_steps"])
@@ -110,11 +107,9 @@ def fit(task: Task, options: Options, data: Loaded) -> tuple[Network, pathlib.Pa
             train_step,
             state,
             key=key,
-            steps=options.steps,
             data=train_on,
             directory=folder,
-            log_every=options.log_every,
-            checkpoint_every=options.checkpoint_every,
+            **pick(options, *PACE),
             on_row=adviser(options),
             description=f"{task.name} {label(options)}",
         )
@@ -123,16 +118,21 @@ def fit(task: Task, options: Options, data: Loaded) -> tuple[Network, pathlib.Pa
     return (network if mesh is None else sharding.one_copy(network)), folder
 
 
+def train_many(
+    train_step, make_state, settings: Training, seeds: list[int], *columns, **rest: Any
+) -> Sweep:
+    """Trains a network for each of `seeds`, all as one program: `make_state` of the seeds and
+    further `columns`, one entry a network, is where they start; see `training.sweep`."""
+    seeds, columns = jnp.array(seeds), map(jnp.array, columns)
+    states, keys = stack_states(make_state, seeds, *columns), jax.vmap(jax.random.key)(seeds)
+    return sweep(train_step, states, keys=keys, **pick(settings, *PACE), **rest)
+
+
 def make_member(task: Task, options: Options, *, mesh: jax.sharding.Mesh | None = None):
     """One network's `train_step`, and `make_state(seed, tau) -> TrainState`, to be mapped over."""
-    train_step, start = recipe(
-        options,
-        task.sampler(options),
-        task.objective(options),
-        controller=make_controller(options, options.tau),
-        score=task.score(options),
-        mesh=mesh,
-    )
+    parts = task.sampler(options), task.objective(options)
+    controller, score = make_controller(options, options.tau), task.score(options)
+    train_step, start = recipe(options, *parts, controller=controller, score=score, mesh=mesh)
 
     def make_state(seed, tau):
         network = make_network(options, seed, *task.features(options))
@@ -200,11 +200,7 @@ def make_mesh(devices: int) -> jax.sharding.Mesh | None:
     """The devices that share each batch, so many of each process, or None for one in all."""
     count = jax.local_device_count()
     require(devices <= count, "devices", f"at most {count}, as many as there are", devices)
-    shared = [
-        device
-        for process in range(jax.process_count())
-        for device in jax.local_devices(process)[:devices]
-    ]
+    shared = [d for n in range(jax.process_count()) for d in jax.local_devices(n)[:devices]]
     return None if len(shared) == 1 else sharding.make_mesh(shared)
 
 
@@ -219,12 +215,12 @@ def claim(
 
     An option that was added since the run in `folder` was begun has its default there.
     """
-    check_folder("out", folder)
+    record.check_folder("out", folder)
     check_resumed(folder, options.resume)
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     before = {}
     with contextlib.suppress(OSError, ValueError):  # which `claim_folder` puts into words
-        before = dict(read_json(folder / CONFIG))
+        before = dict(record.read_json(folder / CONFIG))
     added = [name for name in config if name not in before and config[name] == defaults.get(name)]
     training.claim_folder(folder, config, resume=options.resume, free=(*free, *added))
 

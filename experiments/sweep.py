@@ -8,13 +8,12 @@ import shlex
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from actjax import training
 from actjax._checks import check_choice, check_positive
-from actjax.training.sweep import BATCHING, Sweep, stack_states, sweep
+from actjax.training.sweep import BATCHING, Sweep
 from experiments import evaluation, run
 from experiments.members import advice, error, group_name, member_summary, table
 from experiments.options import (
@@ -236,17 +235,16 @@ def train_group(
         solved = [solved_at(history["step"], a, grid.solved) for a in history["accuracy"].T]
         return np.array([update is not None for update in solved])
 
-    seeds = jnp.array([member.seed for member in group])
-    return sweep(
+    rows = options.checkpoint_every // options.log_every
+    return run.train_many(
         train_step,
-        stack_states(make_state, seeds, jnp.array([member.tau for member in group])),
-        keys=jax.vmap(jax.random.key)(seeds),
-        steps=options.steps,
+        make_state,
+        options,
+        [member.seed for member in group],
+        [member.tau for member in group],
         data=data.train,
         directory=folder,
-        log_every=options.log_every,
-        rows_per_dispatch=_rows_per_dispatch(options),
-        checkpoint_every=options.checkpoint_every,
+        rows_per_dispatch=max(n for n in range(1, 11) if rows % n == 0),  # whole dispatches
         retire=retire if grid.retire else None,
         batching=grid.batching,
         on_row=run.adviser(options),
@@ -271,12 +269,6 @@ def set_cpu_devices(count: int):
         return
     if (count or cores) > 1:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-
-
-def _rows_per_dispatch(options: Options) -> int:
-    """As many as ten, in a whole number of dispatches between checkpoints."""
-    rows = options.checkpoint_every // options.log_every
-    return max(count for count in range(1, 11) if rows % count == 0)
 
 
 def _numbers(name: str, text: str, kind) -> list:

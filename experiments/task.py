@@ -11,6 +11,7 @@ from jax import Array
 from actjax import losses
 from actjax.tasks.batch import Batch
 from experiments.network import Network
+from experiments.options import pick
 
 # What Graves 2016 says of its tasks with an LSTM: 1M iterations of 16 asynchronous workers.
 GRAVES = {"cell": "lstm", "tau": 1e-3, "learning_rate": 1e-4, "steps": 16_000_000}
@@ -88,7 +89,7 @@ def generated(sample: Callable[..., Batch], *names: str):
     """`Task.sampler` of a task that is drawn from nothing: `sample` with the options so named."""
 
     def sampler(options):
-        chosen = {name: getattr(options, name) for name in names}
+        chosen = pick(options, *names)
         return lambda key, data=(): sample(key, options.batch_size, **chosen)
 
     return sampler
@@ -137,5 +138,30 @@ def make_objective(
             "target_accuracy": losses.accuracy(*predictions),
             **losses.ponder_metrics(ponder, batch.lengths),
         }
+
+    return objective
+
+
+def make_layered_objective(
+    mu: float, over_time: str, measure: Callable[[Array, Batch], dict[str, Array]]
+):
+    """Cross-entropy and ponder cost, with `mu` that of every layer that ran (LFACT 2020, eq 6).
+
+    With `mu` 0, or where there are no layers, it is eq 4, or Graves 2016, eq 12. What a step has
+    several targets of adds up. `measure` gives metrics of (logits, batch).
+    """
+
+    def objective(network: Network, batch: Batch, tau: Array):
+        logits, ponder, layers = network.with_layers(batch.inputs)
+        total = losses.softmax_cross_entropy(logits, batch.targets, batch.mask)
+        if mu and layers is not None:
+            of_layer = lambda outputs, mask: losses.softmax_cross_entropy(
+                network.read(outputs), batch.targets, mask
+            )
+            total += mu * losses.over_layers(of_layer, layers, batch.mask, deepest=total)
+        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
+        loss = cross_entropy + tau * losses.ponder_cost(ponder.cost, over_time=over_time).mean()
+        right = losses.accuracy(logits.argmax(-1), batch.targets, batch.mask)
+        return loss, {**measure(logits, batch), "accuracy": right, **losses.ponder_metrics(ponder)}
 
     return objective

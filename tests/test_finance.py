@@ -13,6 +13,7 @@ from experiments import tasks
 from experiments.__main__ import main
 from experiments.show import finance as lfact
 from experiments.show import papers, report
+from experiments.task import make_layered_objective
 from experiments.tasks import finance, forecast, prices
 
 SMALL = (
@@ -106,11 +107,12 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
 
     @jax.jit
     def apply(network):
-        found = network(batch.inputs)
+        _, _, layers = network.with_layers(batch.inputs)
         weights = ((0.0, "sum"), (0.5, "sum"), (0.5, "mean"))
-        values = [forecast.make_objective(mu, kind)(network, batch, 0.0)[0] for mu, kind in weights]
-        log_p = jax.nn.log_softmax(network.read(found.layers.states))
-        return values, log_p, found.layers.count
+        objectives = [make_layered_objective(mu, kind, lambda *_: {}) for mu, kind in weights]
+        values = [objective(network, batch, 0.0)[0] for objective in objectives]
+        log_p = jax.nn.log_softmax(network.read(layers.states))
+        return values, log_p, layers.count
 
     (plain, weighed, averaged), log_p, count = apply(network)
     by_layer = np.zeros((3, 4, 3))

@@ -16,6 +16,7 @@ from experiments.learned import baselines, evaluate, figures, train
 from experiments.learned.options import BASELINES, LearnedOptions, check, label, run_folder
 from experiments.learned.problems import PROBLEMS, Problem
 from experiments.options import as_json, parse, require
+from experiments.show import learned as learned_page
 
 Drawn = dict[str, dict[str, np.ndarray]]  # name -> the bands of its losses
 
@@ -92,9 +93,15 @@ def report(
         "command": record.command(),
         **record.environment(),
     }
-    training.write_json(folder / "result.json", record.plain(result))
-    show(options, found, folder)
-    return found
+    result = record.plain(result)
+    training.write_json(folder / "result.json", result)
+    notes = [learned_page.halting(result)] if "halting" in result else []
+    if problem.model and learned is not None:
+        accuracy = result["learned"]["test_accuracy"]
+        notes.append("test accuracy {mean:.3f} ± {sd:.3f}".format(**accuracy))
+    notes.append(f"results and figures: {folder}")
+    record.print_table("Mean loss after so many steps", learned_page.table(result), *notes)
+    return result
 
 
 def test_on_functions(
@@ -171,43 +178,3 @@ def _prior(options: LearnedOptions) -> np.ndarray | None:
         zeros = belief._prior_scores(np.zeros(options.horizon, np.float32))
         return np.exp(belief.log_posterior(zeros))
     return np.exp(belief.prior.log_marginal()) if options.halting == "softmax" else None
-
-
-def show(options: LearnedOptions, found: dict[str, Any], folder: pathlib.Path):
-    """Prints the losses at the milestones and what the halting is worth."""
-    rows, notes = [], []
-    if "learned" in found:
-        rows.append(_row(label(options), found["learned"]))
-    for name, aims in found["baselines"].items():
-        for aim, row in aims.items():
-            rows.append(_row(f"{name} {row['learning_rate']:.3g} (tuned for the {aim} loss)", row))
-    halting = found.get("halting", {})
-    if "cost" in halting:
-        notes.append(
-            "halts after {mean:.1f} ± {sd:.1f} steps".format(**halting["steps"])
-            + f" at loss {halting['loss_at_halt']:.4f} (at the horizon "
-            f"{halting['loss_at_horizon']:.4f}); Spearman with difficulty "
-            f"{halting['spearman_difficulty']}; loss + price x steps: "
-            + ", ".join(f"{k} {v:.4f}" for k, v in halting["cost"].items())
-        )
-    elif halting:
-        mean = {name: row["mean"] for name, row in halting.items()}
-        notes.append(
-            f"halts after {mean['steps']:.1f} steps with a test accuracy of "
-            f"{mean['test_accuracy']:.3f}; after {options.horizon} it is "
-            f"{mean['test_accuracy_at_horizon']:.3f}"
-        )
-    if "test_accuracy" in found.get("learned", {}):
-        accuracy = found["learned"]["test_accuracy"]
-        notes.append("test accuracy {mean:.3f} ± {sd:.3f}".format(**accuracy))
-    title = "Mean loss [median] after so many steps"
-    record.print_table(title, rows, *notes, f"results and figures: {folder}")
-
-
-def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
-    cells = {
-        step: f"{row['mean']:.4g} [{row['median']:.3g}]"
-        for step, row in found.items()
-        if step.isdigit()
-    }
-    return {"model": name, **cells} | ({"sum": f"{found['sum']:.1f}"} if "sum" in found else {})

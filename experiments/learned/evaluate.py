@@ -7,16 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from actjax.learned import meta
+from actjax.learned import meta, stopping
 from actjax.learned.problems import Images
 from actjax.learned.problems.classifier import Model, accuracy
-from actjax.learned.stopping import (
-    at_step,
-    first_step,
-    halting_states,
-    oracle_steps,
-    plateau_steps,
-)
+from actjax.learned.stopping import at_step, first_step, halting_states, oracle_steps
 from actjax.learned.transform import default_rule
 from experiments.learned.options import LearnedOptions
 from experiments.learned.train import posterior
@@ -98,13 +92,9 @@ def summarise(losses: np.ndarray) -> dict[str, Any]:
         low, median, high = np.quantile(here, (0.1, 0.5, 0.9))
         with np.errstate(invalid="ignore"):  # a baseline may have diverged on some problem
             error = here.std() / np.sqrt(len(here))
-        rows[str(step)] = {
-            "mean": float(here.mean()),
-            "standard_error": float(error),
-            "median": float(median),
-            "quantile_10": float(low),
-            "quantile_90": float(high),
-        }
+        row = {"mean": here.mean(), "standard_error": error, "median": median}
+        row |= {"quantile_10": low, "quantile_90": high}
+        rows[str(step)] = {name: float(value) for name, value in row.items()}
     return rows
 
 
@@ -116,38 +106,29 @@ def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, 
     belief = posterior(options)
     states = halting_states(belief, scores)
     q = np.asarray(jnp.exp(belief.log_posterior(scores)))
-    frontier = {
-        "mass": sweep(losses, [first_step(states.mass > m) for m in np.linspace(0.02, 0.98, 33)]),
-        "price": sweep(losses, [first_step(states.gain < g) for g in price_margins(states)]),
-        "fixed": [
-            {"steps": float(t), "loss": float(losses[:, t - 1].mean())}
-            for t in range(1, horizon + 1)
-        ],
-        "gradient_norm": sweep(
-            losses,
-            [first_step(norms < n) for n in np.quantile(np.asarray(norms), np.linspace(0, 1, 33))],
-        ),
-        "plateau": sweep(
-            losses, [plateau_steps(losses, tol) for tol in np.geomspace(1e-6, 1.0, 33)]
-        ),
-        "oracle": sweep(losses, [oracle_steps(losses, p) for p in np.geomspace(1e-5, 0.3, 33)]),
+    margins = np.quantile(np.asarray(states.gain), np.linspace(0.01, 0.99, 33))
+    least = np.quantile(np.asarray(norms), np.linspace(0, 1, 33))
+    stops = {
+        "mass": [first_step(states.mass > mass) for mass in np.linspace(0.02, 0.98, 33)],
+        "price": [first_step(states.gain < margin) for margin in margins],
+        "gradient_norm": [first_step(norms < norm) for norm in least],
+        "plateau": [stopping.plateau_steps(losses, tol) for tol in np.geomspace(1e-6, 1.0, 33)],
+        "oracle": [oracle_steps(losses, price) for price in np.geomspace(1e-5, 0.3, 33)],
     }
+    frontier = {rule: sweep(losses, every) for rule, every in stops.items()}
+    means = losses.mean(0)
+    frontier["fixed"] = [{"steps": t + 1.0, "loss": float(x)} for t, x in enumerate(means)]
     steps = first_step(jnp.broadcast_to(default_rule(belief)(states), losses.shape))
     stopped = at_step(losses, steps)
     price = step_price(options)
     best = oracle_steps(losses, price)
-    fixed = losses.mean(0) + price * jnp.arange(1, horizon + 1)
+    fixed = means + price * jnp.arange(1, horizon + 1)
     constant = int(jnp.argmin(fixed)) + 1
     order = found["difficulty"]
     shown = np.quantile(np.arange(min(len(order), 200)), (0.05, 0.5, 0.95)).astype(int)
     return {
         "posterior_mean_over_problems": q.mean(0).tolist(),
-        "steps": {
-            "mean": float(steps.mean()),
-            "sd": float(steps.std()),
-            "min": int(steps.min()),
-            "max": int(steps.max()),
-        },
+        "steps": spread(steps) | {"min": int(steps.min()), "max": int(steps.max())},
         "loss_at_halt": float(stopped.mean()),
         "loss_at_halt_standard_error": float(stopped.std() / np.sqrt(len(order))),
         "loss_at_horizon": float(losses[:, -1].mean()),
@@ -196,17 +177,13 @@ def step_price(options: LearnedOptions) -> float:
     return -share * options.kl_weight * float(np.log(options.nu))
 
 
-def price_margins(states) -> np.ndarray:
-    return np.quantile(np.asarray(states.gain), np.linspace(0.01, 0.99, 33))
-
-
 def sweep(losses, stops) -> list[dict[str, float]]:
     """Mean steps and mean loss of each setting of a rule."""
-    rows = []
-    for steps in stops:
-        here = at_step(losses, steps)
-        rows.append({"steps": float(steps.mean()), "loss": float(here.mean())})
-    return sorted(rows, key=lambda row: row["steps"])
+    mean = lambda steps: {
+        "steps": float(steps.mean()),
+        "loss": float(at_step(losses, steps).mean()),
+    }
+    return sorted(map(mean, stops), key=lambda row: row["steps"])
 
 
 def spearman(a, b) -> float | None:

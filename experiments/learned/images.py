@@ -38,18 +38,13 @@ def mnist(source: str) -> tuple[Images, Images]:
     """
     if source == "small":
         held = np.load(MNIST_SMALL)
-        return tuple(
-            Images(jnp.asarray(held[f"{part}_images"]), jnp.asarray(held[f"{part}_labels"], int))
-            for part in ("train", "test")
-        )
-    names = list(MNIST_FILES)
+        return tuple(_images(held[f"{p}_images"], held[f"{p}_labels"]) for p in ("train", "test"))
     if source == "download":
-        paths = [
-            download(name + ".gz", Download(MNIST_URL + name + ".gz", sha256), cache_folder())
-            for name, sha256 in MNIST_FILES.items()
-        ]
+        wanted = {f"{name}.gz": sha256 for name, sha256 in MNIST_FILES.items()}
+        links = {name: Download(MNIST_URL + name, sha256) for name, sha256 in wanted.items()}
+        paths = [download(name, link, cache_folder()) for name, link in links.items()]
     else:
-        paths = [_present(pathlib.Path(source), name) for name in names]
+        paths = [_present(pathlib.Path(source), name) for name in MNIST_FILES]
     arrays = [read_idx(path) for path in paths]
     return _images(arrays[0], arrays[1]), _images(arrays[2], arrays[3])
 
@@ -83,11 +78,9 @@ def cifar10(source: str) -> tuple[Images, Images]:
     if source == "download":
         path = download("cifar-10-binary.tar.gz", CIFAR10, cache_folder())
         with tarfile.open(path) as archive:
-            batches = {
-                pathlib.Path(member.name).name: archive.extractfile(member).read()
-                for member in archive
-                if member.name.endswith(".bin")
-            }
+            files = [member for member in archive if member.name.endswith(".bin")]
+            read = lambda member: archive.extractfile(member).read()
+            batches = {pathlib.Path(member.name).name: read(member) for member in files}
     else:
         folder = pathlib.Path(source)
         if list(folder.glob("*.png")):

@@ -13,6 +13,7 @@ from actjax.learned.problems.classifier import Model
 from actjax.learned.training import MakeFamily
 from experiments.learned import images
 from experiments.learned.options import LearnedOptions
+from experiments.options import pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +144,7 @@ PROBLEMS = {
         },
         make_family=lambda options: (
             lambda data: regression(
-                options.dim,
-                observations=options.observations,
-                alpha=options.alpha,
-                beta=options.beta,
-                max_condition=options.max_condition,
+                options.dim, **pick(options, "observations", "alpha", "beta", "max_condition")
             )
         ),
         kind=lambda options: f"{options.dim}d-condition{options.max_condition:g}",

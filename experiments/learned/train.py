@@ -20,7 +20,7 @@ from actjax.learned.training import (
 )
 from experiments.learned.options import LearnedOptions
 from experiments.learned.problems import Problem
-from experiments.options import require
+from experiments.options import PACE, pick, require
 
 
 def train(
@@ -34,73 +34,46 @@ def train(
     )
     objective = summed_loss()
     if options.optimizer == "act":
-        objective = halting_objective(
-            posterior(options), gap_weight=options.gap_weight, horizons=options.horizons
-        )
+        weights = pick(options, "gap_weight", "horizons")
+        objective = halting_objective(posterior(options), **weights)
     step = make_meta_step(
         make_family,
         objective,
         meta_optimizer,
-        batch_size=options.batch_size,
-        horizon=options.horizon,
-        window=options.window,
-        second_order=options.second_order,
+        **pick(options, "batch_size", "horizon", "window", "second_order"),
+        **pick(options, "validate_every", "validation_size"),
         train_network=options.train_network or options.optimizer == "lstm",
         columns=options.columns or None if options.optimizer == "lstm" else None,
-        validate_every=options.validate_every,
-        validation_size=options.validation_size,
     )
-    state = init_meta(
-        first_optimizer(options, problem.groups),
-        meta_optimizer,
-        make_family,
-        data,
-        batch_size=options.batch_size,
-    )
+    first = first_optimizer(options, problem.groups)
+    state = init_meta(first, meta_optimizer, make_family, data, **pick(options, "batch_size"))
     state = training.fit(
         step,
         state,
         key=jax.random.key(options.seed),
-        steps=options.steps,
         data=data,
         directory=folder,
-        log_every=options.log_every,
-        checkpoint_every=options.checkpoint_every,
+        **pick(options, *PACE),
         description=f"{experiment} {options.optimizer}",
     )
     best = state.extra.best if bool(jax.numpy.isfinite(state.extra.best_loss)) else state.model
-    save_optimizer(folder, best)
+    save_optimizer(folder, best, int(state.step))
     return best
 
 
 def make_optimizer(options: LearnedOptions, groups: tuple[int, ...] = ()) -> LearnedOptimizer:
     """An untrained optimizer."""
     rngs = nnx.Rngs(options.seed)
-    networks = [
-        CoordinatewiseLSTM(
-            options.hidden,
-            layers=options.layers,
-            preprocess=options.preprocess,
-            p=options.p,
-            see_params=options.see_params,
-            output_scale=options.output_scale,
-            rngs=rngs,
-        )
-        for _ in groups or (0,)
-    ]
+    names = "layers", "preprocess", "p", "see_params", "output_scale"
+    make = lambda: CoordinatewiseLSTM(options.hidden, **pick(options, *names), rngs=rngs)
+    networks = [make() for _ in groups or (0,)]
     network = GroupedLSTM(networks, groups) if len(groups) > 1 else networks[0]
     if options.optimizer != "act":
         return LearnedOptimizer(network)
     # Halting starts near the prior: one step in 1 / (1 - nu).
     bias = float(jax.scipy.special.logit(1 - options.nu)) if options.halting != "softmax" else 0.0
-    head = Head(
-        options.hidden,
-        see_globals=options.globals,
-        width=options.head_width,
-        bias=bias,
-        rngs=rngs,
-    )
-    return LearnedOptimizer(network, head)
+    sees = {"see_globals": options.globals, "width": options.head_width}
+    return LearnedOptimizer(network, Head(options.hidden, **sees, bias=bias, rngs=rngs))
 
 
 def first_optimizer(options: LearnedOptions, groups: tuple[int, ...]) -> LearnedOptimizer:
@@ -115,16 +88,14 @@ def first_optimizer(options: LearnedOptions, groups: tuple[int, ...]) -> Learned
 def posterior(options: LearnedOptions):
     """What the halting scores mean."""
     prior = HorizonPrior(options.nu, horizon=options.horizon)
-    return make_posterior(
-        options.halting, prior, kl_weight=options.kl_weight, time_penalty=options.time_penalty
-    )
+    return make_posterior(options.halting, prior, **pick(options, "kl_weight", "time_penalty"))
 
 
-def save_optimizer(folder: pathlib.Path, learned: LearnedOptimizer):
-    """Keeps the trained optimizer as a checkpoint of its own."""
+def save_optimizer(folder: pathlib.Path, learned: LearnedOptimizer, step: int):
+    """Keeps the optimizer trained for `step` meta-updates as a checkpoint of its own."""
     kept = training.Checkpoints(folder / "best")
-    if kept.latest() is None:
-        kept.save(0, learned)
+    if kept.latest() != step:
+        kept.save(step, learned)
     kept.close()
 
 
@@ -135,7 +106,7 @@ def load_optimizer(folder: pathlib.Path, like: LearnedOptimizer) -> LearnedOptim
     require((folder / "best").is_dir(), "network_from", allowed, str(folder))
     kept = training.Checkpoints(folder / "best")
     try:
-        return kept.restore(0, like)
+        return kept.restore(kept.latest(), like)
     finally:
         kept.close()
 

@@ -12,11 +12,7 @@ from experiments.show.papers import PAPERS
 from experiments.show.style import MODELS, mean_and_error, plt, plus_minus, save
 
 PAPER = PAPERS["tasks"]["finance"]
-TASKS = {
-    "rnn": "next step",
-    "seq2seq-5": "seq2seq, 5 steps",
-    "seq2seq-10": "seq2seq, 10 steps",
-}
+TASKS = {"rnn": "next step", "seq2seq-5": "seq2seq, 5 steps", "seq2seq-10": "seq2seq, 10 steps"}
 PERIODS = ("train", "validation", "test")
 PAPER_MU = 0.1
 Members = list[dict[str, Any]]
@@ -37,10 +33,7 @@ def scores(members: Members) -> list[float]:
 
 def by_seed(members: Members) -> list[float]:
     """Test F1 averaged over instances, one number a seed."""
-    return [
-        float(np.mean(scores(select(members, seed=seed))))
-        for seed in sorted({m["seed"] for m in members})
-    ]
+    return [float(np.mean(scores(select(members, seed=s)))) for s in _values(members, "seed")]
 
 
 def change(values: list[float], base: list[float]) -> tuple[float, float]:
@@ -55,7 +48,7 @@ def f1(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 6), squeeze=False)
+    figure, panels = _panels(tasks, 2, 6)
     for (top, bottom), task in zip(panels.T, tasks, strict=True):
         here = select(members, task=task)
         instances, models = _values(here, "instance"), _models(here)
@@ -80,7 +73,6 @@ def f1(members: Members, path: pathlib.Path) -> bool:
             top.hlines(always, place - 0.45, place + 0.45, color="k", linestyle=":", label=name)
         for axes in (top, bottom):
             axes.set_xticks(range(len(instances)), [f"INS{i + 1}" for i in instances])
-        top.set_title(TASKS.get(task, task), fontsize=10)
         top.set_ylim(top=1.4 * top.get_ylim()[1])  # room for the legend
         bottom.axhline(0, color="k", linewidth=0.8)
     panels[0, 0].set_ylabel("test F1")
@@ -95,7 +87,7 @@ def by_step(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
+    figure, panels = _panels(tasks, 1, 3.4)
     for axes, task in zip(panels[0], tasks, strict=True):
         for model in _models(select(members, task=task)):
             label, color = MODELS[model]
@@ -105,7 +97,6 @@ def by_step(members: Members, path: pathlib.Path) -> bool:
             mean, error = np.array([mean_and_error(column) for column in rows.T]).T
             axes.plot(x, mean, color=color, marker=".", label=label)
             axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
-        axes.set_title(TASKS.get(task, task), fontsize=10)
         axes.set_xlabel("prediction step")
     panels[0, 0].set_ylabel(f"test F1, INS{members[0]['instance'] + 1}")
     panels[0, -1].legend(fontsize="small")
@@ -170,9 +161,8 @@ def size(members: Members, path: pathlib.Path) -> bool:
         label, color = MODELS[model]
         here = select(members, model=model)
         kinds = [select(here, train_on=rows) for rows in {m["train_on"] for m in here}]
-        points = [
-            (np.mean([m["training_rows"] for m in k]), *mean_and_error(by_seed(k))) for k in kinds
-        ]
+        trained = lambda kind: np.mean([m["training_rows"] for m in kind])
+        points = [(trained(kind), *mean_and_error(by_seed(kind))) for kind in kinds]
         rows, mean, error = np.array(sorted(points)).T
         axes.errorbar(rows, mean, error, color=color, marker=".", capsize=3, label=label)
     axes.set_xlabel("rows trained on")
@@ -187,9 +177,7 @@ def curves(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(
-        2, len(tasks), figsize=(4.2 * len(tasks), 5), squeeze=False, sharex="col"
-    )
+    figure, panels = _panels(tasks, 2, 5, sharex="col")
     for (top, bottom), task in zip(panels.T, tasks, strict=True):
         for model in _models(select(members, task=task)):
             label, color = MODELS[model]
@@ -198,7 +186,6 @@ def curves(members: Members, path: pathlib.Path) -> bool:
             for axes, key in ((top, "validation_f1_max"), (bottom, "ponder_steps")):
                 values = np.array([curve[key][:rows] for curve in here], float)
                 axes.plot(here[0]["step"][:rows], values.mean(0), color=color, label=label)
-        top.set_title(TASKS.get(task, task), fontsize=10)
         bottom.set_xlabel("updates")
     panels[0, 0].set_ylabel("validation F1")
     panels[1, 0].set_ylabel("mean N in training")
@@ -273,6 +260,15 @@ def section(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
             parts.append(heading + markup.note(f"Paper: {figure['says']}") + picture)
     parts += [markup.heading(path, summary) for path, summary in found]
     return "\n".join(parts)
+
+
+def _panels(tasks: list[str], rows: int, height: float, **shared):
+    """A figure with a column of panels for each task."""
+    size = {"figsize": (4.2 * len(tasks), height), "squeeze": False}
+    figure, panels = plt.subplots(rows, len(tasks), **size, **shared)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        axes.set_title(TASKS.get(task, task), fontsize=10)
+    return figure, panels
 
 
 def _paper_mu(member: dict[str, Any]) -> bool:

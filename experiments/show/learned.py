@@ -51,18 +51,22 @@ def _run(path: pathlib.Path, result: dict[str, Any]) -> str:
     """One run: what it was, its table, its halting and its pictures."""
     minutes = result["training_seconds"] / 60
     trained = f"{result['meta_updates']:,} meta-updates in {minutes:.0f} minutes"
-    parts, rows = [markup.ran(path, result, trained)], []
+    parts = [markup.ran(path, result, trained), markup.table(table(result))]
+    parts += [f"<p>{html.escape(halting(result))}</p>"] if "halting" in result else []
+    parts += map(markup.picture, sorted(path.parent.glob(f"{path.stem}_*.png")))
+    return "\n".join(parts)
+
+
+def table(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Losses after so many steps as text, a row for each optimizer."""
+    rows = []
     if "learned" in result:
         rows.append({"optimizer": NAMES["lstm"]} | _cells(result["learned"]))
     for name, aims in result.get("baselines", {}).items():
         for aim, row in aims.items():
             title = f"{NAMES[name]}, rate {row['learning_rate']:.3g}, tuned for the {aim} loss"
             rows.append({"optimizer": title} | _cells(row))
-    parts.append(markup.table(rows))
-    if "halting" in result:
-        parts.append(f"<p>{html.escape(_halting(result))}</p>")
-    parts += map(markup.picture, sorted(path.parent.glob(f"{path.stem}_*.png")))
-    return "\n".join(parts)
+    return rows
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -78,21 +82,18 @@ def _mean(found: dict[str, Any]) -> str:
     return f"{found['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
-def _halting(result: dict[str, Any]) -> str:
-    """Where the halting head stops, and what that costs."""
+def halting(result: dict[str, Any]) -> str:
+    """Where the halting head stops, and what that costs, in words."""
     found, horizon = result["halting"], result["config"]["horizon"]
     stops = f"Stops after {found['steps']['mean']:.1f} ± {found['steps']['sd']:.1f} steps (sd)"
     if "test_accuracy" in found:
-        accuracy, there = found["test_accuracy"], found["test_accuracy_at_horizon"]
-        return (
-            f"{stops} at a test accuracy of {accuracy['mean']:.3f}; after {horizon} it is "
-            f"{there['mean']:.3f}."
-        )
-    cost = found["cost"]
+        here, there = found["test_accuracy"]["mean"], found["test_accuracy_at_horizon"]["mean"]
+        return f"{stops} at a test accuracy of {here:.3f}; after {horizon} it is {there:.3f}."
+    cost, rank = found["cost"], found["spearman_difficulty"]
     return (
         f"{stops} at a loss of {found['loss_at_halt']:.4f}; after {horizon} it is "
         f"{found['loss_at_horizon']:.4f}. Spearman correlation of the halting step with the "
-        f"condition number: {found['spearman_difficulty']:.2f}. Loss with the price of the steps: "
-        f"{cost['learned']:.4f}; best constant step {cost['best_constant']:.4f}, oracle "
+        f"condition number: {'none' if rank is None else f'{rank:.2f}'}. Loss with the price of "
+        f"the steps: {cost['learned']:.4f}; best constant step {cost['best_constant']:.4f}, oracle "
         f"{cost['oracle']:.4f}."
     )

@@ -85,16 +85,11 @@ def _table(task: Task, found: list[tuple[str, dict[str, Any]]]) -> str:
     rows = tables.compare(task, found)
     command = html.escape(tables.COMMAND.format(task=task.name))
     number = tables.table_of(task)["number"]
-    part = (
-        f"<h3>Table {number} of Fojo 2018</h3>"
-        + PAPERS["about_tables"].format(command=command)
-        + markup.table(rows)
-    )
+    about = PAPERS["about_tables"].format(command=command)
+    part = f"<h3>Table {number} of Fojo 2018</h3>{about}{markup.table(rows)}"
     if all(row["ours: solved at"] == tables.NOT_RUN for row in rows):
-        part += (
-            "\n<p class=missing>No sweep at the paper's size has been run: it is one for an "
-            "accelerator.</p>"
-        )
+        words = "No sweep at the paper's size has been run: it is one for an accelerator."
+        part += f"\n<p class=missing>{words}</p>"
     return part
 
 

@@ -13,14 +13,14 @@ from flax import nnx
 from actjax import Seq2Seq, training
 from actjax._checks import check_choice, check_positive
 from actjax.training.metrics import plain
-from actjax.training.sweep import Sweep, stack_states, sweep
+from actjax.training.sweep import Sweep
 from experiments import data, options, record, run
 from experiments.evaluation import member as member_of
 from experiments.network import make_core
-from experiments.options import Options, as_json, check_one_process, require
+from experiments.options import Options, as_json, check_one_process, pick, require
 from experiments.show import finance as show
 from experiments.sweep import set_cpu_devices
-from experiments.task import Task
+from experiments.task import Task, make_layered_objective
 from experiments.tasks import forecast, prices
 from experiments.tasks.forecast import Forecaster
 from experiments.tasks.prices import THRESHOLDS
@@ -99,11 +99,9 @@ def main(argv: list[str]):
     """Trains the networks, measures the best weights of each, and prints a table."""
     chosen = options.parse("finance", PRESETS, argv, check)
     summary, folder = train(chosen, record.command(["finance", *argv]))
-    record.print_table(
-        f"Finance: {task_name(chosen)}, test period",
-        table(summary["members"]),
-        f"metrics, checkpoints and figures: {folder}",
-    )
+    title = f"Finance: {task_name(chosen)}, test period"
+    place = f"metrics, checkpoints and figures: {folder}"
+    record.print_table(title, table(summary["members"]), place)
 
 
 def load_prices(source: str) -> prices.Prices:
@@ -115,10 +113,7 @@ def train(chosen: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
     """From the prices to the figures: the summary, which names `command`, and its folder."""
     record.check_file("results", chosen.results)
     found = load_prices(chosen.prices)
-    splits = prices.walk_forward(
-        found,
-        **{name: getattr(chosen, name) for name in ("unit", "instances", *PERIODS)},
-    )
+    splits = prices.walk_forward(found, **pick(chosen, "unit", "instances", *PERIODS))
     wanted = range(len(splits)) if chosen.instance == "all" else [int(chosen.instance)]
     ready = {place: prepare(chosen, found, splits[place]) for place in wanted}
     set_cpu_devices(chosen.cpu_devices)
@@ -184,7 +179,7 @@ def prepare(chosen: Finance, found: prices.Prices, split: prices.Split) -> price
 
 
 def window_options(chosen: Finance) -> dict[str, Any]:
-    return {"window": chosen.window, "mode": chosen.mode, "horizon": chosen.horizon}
+    return pick(chosen, "window", "mode", "horizon")
 
 
 def same_shape(ready: dict[int, prices.Instance]) -> list[list[int]]:
@@ -208,17 +203,15 @@ def fit(
     instruments = series[0].inputs.shape[-1]
     train_step, start = make_member(chosen)
     make_state = lambda seed, place: start(make_network(chosen, seed, instruments), place)
-    seeds = jnp.array([member.seed for member in members])
-    return sweep(
+    return run.train_many(
         train_step,
-        stack_states(make_state, seeds, jnp.array([places.index(m.instance) for m in members])),
-        keys=jax.vmap(jax.random.key)(seeds),
-        steps=chosen.steps,
+        make_state,
+        chosen,
+        [member.seed for member in members],
+        [places.index(member.instance) for member in members],
         data=series,
         directory=folder,
-        log_every=chosen.log_every,
         rows_per_dispatch=max(1, chosen.checkpoint_every // chosen.log_every),
-        checkpoint_every=chosen.checkpoint_every,
         batching="map",  # under vmap every update would pay for a validation
         description=f"finance {name(chosen)} x {len(members)}",
     )
@@ -244,7 +237,7 @@ def make_member(chosen: Finance):
     step, start = run.recipe(
         chosen,
         lambda key, own: prices.sample(key, chosen.batch_size, series=own[0], **windows),
-        forecast.make_objective(layer_weight(chosen), chosen.over_time),
+        make_layered_objective(layer_weight(chosen), chosen.over_time, lambda *_: {}),
         tau=0.0 if chosen.model == "rnn" else chosen.tau,
         score=lambda network, own: forecast.mean_f1(network, prices.windows(own[1], **windows)),
     )
@@ -269,6 +262,7 @@ def member_summary(
     classes = range(len(chosen.thresholds) + 1)
     counts = np.stack([(instance.train.classes == c).sum(0) for c in classes])
     usual, windows = jnp.asarray(counts.argmax(0)), window_options(chosen)
+    measure = lambda series: forecast.measure(best.model, prices.windows(series, **windows), usual)
     curve = {name: plain(history[name][:, index]) for name in ("loss", "accuracy", "ponder_steps")}
     curve["validation_f1_max"] = plain(history["validation_max"][:, index])
     return {
@@ -285,12 +279,7 @@ def member_summary(
         "best_update": int(best.step),
         "validation_f1": float(best.score),
         "curve": {"step": history["step"].astype(int).tolist(), **curve},
-        "evaluation": {
-            part: forecast.measure(
-                best.model, prices.windows(getattr(instance, part), **windows), usual
-            )
-            for part in PERIODS
-        },
+        "evaluation": {part: measure(getattr(instance, part)) for part in PERIODS},
     }
 
 
@@ -307,30 +296,23 @@ def task_name(chosen: Finance) -> str:
 def name(chosen: Finance) -> str:
     """A short name of model and task, with what differs from the preset's usual comparison."""
     words = [chosen.model, task_name(chosen)]
-    if chosen.model != "rnn":
-        words.append(f"tau{chosen.tau:g}")
-    if layer_weight(chosen):
-        words.append(f"mu{chosen.mu:g}")
-    if chosen.train_on is not None:
-        words.append(f"train_on{chosen.train_on}")
+    words += [f"tau{chosen.tau:g}"] if chosen.model != "rnn" else []
+    words += [f"mu{chosen.mu:g}"] if layer_weight(chosen) else []
+    words += [f"train_on{chosen.train_on}"] if chosen.train_on is not None else []
     return "-".join(words)
 
 
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One printed row a member."""
-    return [
-        {
-            "model": member["model"],
-            "instance": str(member["instance"]),
-            "seed": str(member["seed"]),
-            "best of updates": f"{member['best_update']:,} of {member['updates']:,}",
-            "validation F1": f"{member['validation_f1']:.4f}",
-            "test F1": f"{member['evaluation']['test']['f1']:.4f}",
-            "usual class": f"{member['evaluation']['test']['usual_f1']:.4f}",
-            "mean N": f"{member['evaluation']['test']['ponder_steps']:.2f}",
-        }
-        for member in members
-    ]
+    rows = []
+    for member in members:
+        test, best = member["evaluation"]["test"], f"{member['best_update']:,}"
+        row = {name: str(member[name]) for name in ("model", "instance", "seed")}
+        row |= {"best of updates": f"{best} of {member['updates']:,}"}
+        row |= {"validation F1": f"{member['validation_f1']:.4f}", "test F1": f"{test['f1']:.4f}"}
+        row |= {"usual class": f"{test['usual_f1']:.4f}", "mean N": f"{test['ponder_steps']:.2f}"}
+        rows.append(row)
+    return rows
 
 
 TASK = Task(

@@ -16,7 +16,7 @@ from experiments import evaluation
 from experiments.data import load_text
 from experiments.network import Network
 from experiments.options import Options, require
-from experiments.task import Loaded, Task, classes
+from experiments.task import Loaded, Task, classes, make_layered_objective
 
 STRETCH = 120  # characters shown in a figure
 CONTEXT = 50  # characters read before them
@@ -156,32 +156,14 @@ def validation(options: Wikipedia):
     return score
 
 
-def make_objective(options: Wikipedia):
-    """`(network, batch, tau) -> (loss, metrics)`: cross-entropy and ponder cost (Graves 2016, eq
-    12), with `mu` those of intermediate layers too (LFACT 2020, eq 6)."""
-    over_time = options.over_time
+def objective(options: Wikipedia):
+    """`(network, batch, tau) -> (loss, metrics)`."""
 
-    def objective(network: Network, batch, tau):
-        logits, ponder, layers = network.with_layers(batch.inputs)
-        total = losses.softmax_cross_entropy(logits, batch.targets, batch.mask)
-        if options.mu and layers is not None:
-            total += options.mu * losses.over_layers(
-                lambda outputs, mask: losses.softmax_cross_entropy(
-                    network.readout(outputs), batch.targets, mask
-                ),
-                layers,
-                batch.mask,
-                deepest=total,
-            )
-        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
-        loss = cross_entropy + tau * losses.ponder_cost(ponder.cost, over_time=over_time).mean()
-        return loss, {
-            "bits_per_character": losses.bits_per_character(logits, batch.targets, batch.mask),
-            "accuracy": losses.accuracy(logits.argmax(-1), batch.targets, batch.mask),
-            **losses.ponder_metrics(ponder),
-        }
+    def bits(logits, batch):
+        found = losses.bits_per_character(logits, batch.targets, batch.mask)
+        return {"bits_per_character": found}
 
-    return objective
+    return make_layered_objective(options.mu, options.over_time, bits)
 
 
 def measure(options: Wikipedia, networks: Network, test: Test) -> list[dict[str, Any]]:
@@ -285,7 +267,7 @@ TASK = Task(
     presets=PRESETS,
     features=lambda options: (text.SYMBOLS, text.SYMBOLS),
     sampler=sampler,
-    objective=make_objective,
+    objective=objective,
     predict=classes,
     load=load,
     score=validation,
