@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from actjax import training
-from actjax.training.sweep import Sweep
 from experiments.options import ADAPTIVE, Architecture, label
 from experiments.run import halting_advice
 from experiments.smoothing import best, smooth, solved_at
@@ -18,7 +17,7 @@ CURVES = (
 
 
 def member_summary(
-    solved: float, options: Any, result: Sweep, index: int, found: dict[str, Any]
+    solved: float, options: Any, result: training.Sweep, index: int, found: dict[str, Any]
 ) -> dict[str, Any]:
     """What the figures and tables need of one member."""
     finite = [np.isfinite(result.history[k][:, index]) for k in ("loss", "gradient_norm")]

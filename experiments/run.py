@@ -14,7 +14,6 @@ import optax
 
 from actjax import budget, training
 from actjax.training import distributed, sharding
-from actjax.training.sweep import Sweep, stack_states, sweep
 from experiments import evaluation, record
 from experiments.network import Network, make_network
 from experiments.options import (
@@ -120,12 +119,15 @@ def fit(task: Task, options: Options, data: Loaded) -> tuple[Network, pathlib.Pa
 
 def train_many(
     train_step, make_state, settings: Training, seeds: list[int], *columns, **rest: Any
-) -> Sweep:
+) -> training.Sweep:
     """Trains a network for each of `seeds`, all as one program: `make_state` of the seeds and
     further `columns`, one entry a network, is where they start; see `training.sweep`."""
     seeds, columns = jnp.array(seeds), map(jnp.array, columns)
-    states, keys = stack_states(make_state, seeds, *columns), jax.vmap(jax.random.key)(seeds)
-    return sweep(train_step, states, keys=keys, **pick(settings, *PACE), **rest)
+    states, keys = (
+        training.stack_states(make_state, seeds, *columns),
+        jax.vmap(jax.random.key)(seeds),
+    )
+    return training.sweep(train_step, states, keys=keys, **pick(settings, *PACE), **rest)
 
 
 def make_member(task: Task, options: Options, *, mesh: jax.sharding.Mesh | None = None):

@@ -13,7 +13,6 @@ import tyro
 
 from actjax import training
 from actjax._checks import check_choice, check_positive
-from actjax.training.sweep import BATCHING, Sweep
 from experiments import evaluation, run
 from experiments.members import advice, error, group_name, member_summary, table
 from experiments.options import (
@@ -118,7 +117,7 @@ def read(tasks: dict[str, Task], argv: list[str]) -> tuple[Task, Grid, Options]:
     options = parse(task.name, task.presets, rest, check)
     check_one_process("sweep", options)
     if grid.batching is not None:
-        check_choice("batching", grid.batching, BATCHING)
+        check_choice("batching", grid.batching, ("vmap", "map"))
     check_positive("seeds", grid.seeds)
     require(0 < grid.solved <= 1, "solved", "above 0 and at most 1", grid.solved)
     return task, grid, options
@@ -226,7 +225,7 @@ def run_group(
 
 def train_group(
     task: Task, grid: Grid, group: list[Options], folder: pathlib.Path, data: Loaded
-) -> Sweep:
+) -> training.Sweep:
     """The members of a group, as one program."""
     options = group[0]
     train_step, make_state = run.make_member(task, options)

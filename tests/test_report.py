@@ -269,7 +269,10 @@ def test_sweeps_at_the_same_settings_share_their_figures():
         ),
         (["sweep", "addition", "--max-length", "0"], "max_length .* at least"),
         (["sweep", "parity", "--ponder-budget", "3", "--tau", "1e-2,5"], "tau .* 5.0"),
-        (["parity", "--model", "rnn", "--ponder-budget", "3"], "rnn, which has no halting to hold, got 3.0"),
+        (
+            ["parity", "--model", "rnn", "--ponder-budget", "3"],
+            "rnn, which has no halting to hold, got 3.0",
+        ),
         (
             ["parity", "--ponder-budget", "21"],
             "must be above 2, .* below max_steps . 1 = 21, got 21.0",

@@ -13,7 +13,6 @@ from flax import nnx
 from actjax import Seq2Seq, training
 from actjax._checks import check_choice, check_positive
 from actjax.training.metrics import plain
-from actjax.training.sweep import Sweep
 from experiments import data, options, record, run
 from experiments.evaluation import member as member_of
 from experiments.network import make_core
@@ -195,7 +194,7 @@ def same_shape(ready: dict[int, prices.Instance]) -> list[list[int]]:
 
 def fit(
     chosen: Finance, ready: dict[int, prices.Instance], members: list[Member], folder: pathlib.Path
-) -> Sweep:
+) -> training.Sweep:
     """Trains all `members`, each on its own instance, and keeps the best weights of each."""
     places = list(ready)
     stack = lambda *leaves: jnp.stack(leaves)
@@ -255,7 +254,7 @@ def layer_weight(chosen: Finance) -> float:
 
 
 def member_summary(
-    chosen: Finance, instance: prices.Instance, member: Member, result: Sweep, index: int
+    chosen: Finance, instance: prices.Instance, member: Member, result: training.Sweep, index: int
 ) -> dict[str, Any]:
     """What figures and tables need of one member: its best weights in all three periods."""
     best, history = member_of(result.states.extra, index), result.history
