@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 
-from experiments.record import environment
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # where a clone has the experiments
+
+from experiments.record import environment
 
 
 def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
