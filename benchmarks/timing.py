@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # where a clone has the experiments
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # of a clone
 
 from experiments.record import environment
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
