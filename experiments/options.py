@@ -167,14 +167,10 @@ def check(options: Options):
         check_positive(name, getattr(options, name))
     check_schedule(options)
     distributed.check(options.coordinator, options.process_id, options.num_processes)
-    devices, size = options.devices * (options.num_processes or 1), options.batch_size
+    devices = options.devices * (options.num_processes or 1)
     name = "devices" if options.num_processes in (None, 1) else "devices x num_processes"
-    require(
-        options.devices > 0 and size % devices == 0,
-        name,
-        f"a divisor of batch_size = {size}",
-        devices,
-    )
+    divides = devices > 0 and options.batch_size % devices == 0
+    require(divides, name, f"a divisor of batch_size = {options.batch_size}", devices)
     require(options.tau >= 0, "tau", "at least 0", options.tau)
     if options.ponder_budget is not None:
         held, most = options.ponder_budget, options.max_steps + 1

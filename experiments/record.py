@@ -82,8 +82,9 @@ def each_float(value: Any, change: Callable[[float], Any]) -> Any:
 
 def print_table(title: str, rows: list[dict[str, str]], *notes: str):
     """Prints a table of rows, each a dict from a column's title to its cell, then notes."""
-    first, *rest = rows[0]
-    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    first, *rest = dict.fromkeys(name for row in rows for name in row)
+    rows = [{name: row.get(name, "") for name in (first, *rest)} for row in rows]
+    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in (first, *rest)}
 
     def line(cells: dict[str, str]) -> str:  # words to the left, figures to the right
         padded = [f"{cells[first]:<{width[first]}}", *(f"{cells[n]:>{width[n]}}" for n in rest)]

@@ -53,6 +53,7 @@ def main(task: Task, argv: list[str]):
 
 def train(task: Task, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
     """One run from start to figures: its summary and its folder."""
+    record.check_folder("out", options.out)
     data = load(task, options)
     network, folder = fit(task, options, data)
     alone = jax.tree.map(lambda leaf: leaf[None], network)

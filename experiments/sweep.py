@@ -25,9 +25,16 @@ from experiments.options import (
     parse,
     require,
 )
-from experiments.record import check_file, environment, plain, print_table, write_results
+from experiments.record import (
+    check_file,
+    check_folder,
+    environment,
+    plain,
+    print_table,
+    write_results,
+)
 from experiments.smoothing import solved_at
-from experiments.task import Loaded, Task
+from experiments.task import Loaded, Task, asked_for
 
 SUMMARY = "sweep.json"
 MODELS = "rnn, act, repeat, lfact"
@@ -65,12 +72,13 @@ class Grid:
 def main(tasks: dict[str, Task], argv: list[str]):
     """Trains the grid, measures every member and writes the summary its figures are drawn from."""
     task, grid, options = read(tasks, argv)
+    check_file("results", grid.results)
+    check_folder("out", grid.out)
     set_cpu_devices(grid.cpu_devices)
     folder = grid.out or pathlib.Path("runs") / f"sweep-{task.name}"
     groups = plan(grid, options)
     data = run.load(task, options)
     refuse(task, groups, data)
-    check_file("results", grid.results)
     run.check_resumed(folder, grid.resume)
     members, seconds = [], 0.0
     for group in groups:
@@ -98,18 +106,10 @@ def main(tasks: dict[str, Task], argv: list[str]):
 def read(tasks: dict[str, Task], argv: list[str]) -> tuple[Task, Grid, Options]:
     """The command line: the task's name, options of the grid and options of the task."""
     tasks = {name: task for name, task in tasks.items() if task.sampler}
-    names = ", ".join(tasks)
-    task = tasks.get(argv[0]) if argv else None
-    if task is None and argv[:1] not in (["-h"], ["--help"]):
-        given = f"got {argv[0]!r}" if argv else "got none"
-        raise ValueError(f"sweep must name a task, one of {names}, {given}.")
-    grid, rest = tyro.cli(
-        Grid,
-        prog="python -m experiments sweep TASK",
-        description=f"{Grid.__doc__} TASK is one of {names}.",
-        args=argv[1:] if task else ["--help"],
-        return_unknown_args=True,
-    )
+    task, words = asked_for("sweep", tasks, argv)
+    about = f"{Grid.__doc__} TASK is one of {', '.join(tasks)}."
+    prog = {"prog": "python -m experiments sweep TASK", "description": about}
+    grid, rest = tyro.cli(Grid, **prog, args=words, return_unknown_args=True)
     instead = {"--model": "--models", "--devices": "--cpu-devices, or takes all there are"}
     for word in rest:
         if (name := word.split("=")[0]) in instead:

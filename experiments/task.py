@@ -85,6 +85,18 @@ class Task:
     section: Callable[..., str] | None = None
 
 
+def asked_for(
+    command: str, tasks: dict[str, Task], argv: list[str]
+) -> tuple[Task | None, list[str]]:
+    """The task that a command line begins with, and the words after it; none for --help."""
+    if argv[:1] in (["-h"], ["--help"]):
+        return None, ["--help"]
+    if not argv or argv[0] not in tasks:
+        given = repr(argv[0]) if argv else "none"
+        raise ValueError(f"{command} must name one of {', '.join(tasks)}, got {given}.")
+    return tasks[argv[0]], argv[1:]
+
+
 def generated(sample: Callable[..., Batch], *names: str):
     """`Task.sampler` of a task that is drawn from nothing: `sample` with the options so named."""
 

@@ -279,7 +279,7 @@ def test_sweeps_at_the_same_settings_share_their_figures():
         ),
         (
             ["sweep", "chess"],
-            r"sweep must name a task, one of parity, logic, addition, sort, wikipedia, got",
+            r"sweep must name one of parity, logic, addition, sort, wikipedia, got",
         ),
         (["sweep", "parity", "--tau", "1:0:log"], "tau must be low:high:log or .*, got '1:0:log'"),
         (
@@ -291,7 +291,7 @@ def test_sweeps_at_the_same_settings_share_their_figures():
             "repeats must be numbers separated by commas, got 'two'",
         ),
         (["sweep", "parity", "--seeds", "0"], "seeds must be an integer of at least 1, got 0"),
-        (["figures", "chess"], "figures must name a task, one of parity, .*finance, got 'chess'"),
+        (["figures", "chess"], "figures must name one of parity, .*finance, got 'chess'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ def main(name: str, argv: list[str]):
         return
     problem = PROBLEMS[name]
     options = parse(name, problem.presets, argv, check)
+    record.check_folder("out", options.out)
     compare(name, problem, options, problem.load(options))
 
 
@@ -113,10 +114,8 @@ def test_on_functions(
     found = {"learned": evaluate.summarise(curves["losses"])}
     if options.optimizer == "act":
         found["halting"] = halting = evaluate.halting(curves, options)
-        found["dominance"] = {
-            rule: evaluate.dominance(halting["frontier"], rule)
-            for rule in ("mass", "price", "gradient_norm", "plateau")
-        }
+        compared, frontier = ("mass", "price", "gradient_norm", "plateau"), halting["frontier"]
+        found["dominance"] = {rule: evaluate.dominance(frontier, rule) for rule in compared}
         figures.frontier(folder / "frontier.png", halting, ylabel=problem.ylabel)
         figures.posterior(folder / "posterior.png", halting, _prior(options))
         xlabel = "log10 of the condition number"
@@ -129,10 +128,8 @@ def test_on_images(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on held-out minibatches, and its losses [problems, steps]."""
     heldout, scores, right = evaluate.image_curves(learned, family, problem.model, options, data)
-    found = {
-        "learned": evaluate.summarise(heldout)
-        | {"sum": float(heldout.sum(1).mean()), "test_accuracy": evaluate.spread(right[:, -1])}
-    }
+    more = {"sum": float(heldout.sum(1).mean()), "test_accuracy": evaluate.spread(right[:, -1])}
+    found = {"learned": evaluate.summarise(heldout) | more}
     if options.optimizer == "act":
         found["halting"] = evaluate.image_halting(options, heldout, scores, right)
     return found, heldout

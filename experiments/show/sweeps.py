@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from experiments.options import require
 from experiments.record import print_table
 from experiments.show import fojo, graves, language
 from experiments.show.papers import PAPERS, RESULTS, members, summaries
 from experiments.show.pool import pooled
-from experiments.task import Task
+from experiments.task import Task, asked_for
 
 # name -> (how it is drawn: `(summary, path) -> bool`, False where there is nothing to show; title)
 FIGURES = {
@@ -75,19 +76,13 @@ class Options:
 
 def main(tasks: dict[str, Task], argv: list[str]):
     """Draws the figures of one task and prints what they show."""
-    task = tasks.get(argv[0]) if argv else None
-    if task is None and argv[:1] not in (["-h"], ["--help"]):
-        given = f"got {argv[0]!r}" if argv else "got none"
-        raise ValueError(f"figures must name a task, one of {', '.join(tasks)}, {given}.")
-    prog, words = "python -m experiments figures TASK", argv[1:] if task else ["--help"]
+    task, words = asked_for("figures", tasks, argv)
+    prog = "python -m experiments figures TASK"
     options = tyro.cli(Options, prog=prog, description=Options.__doc__, args=words)
     drawn = draw(task, options.results)
-    if not drawn:
-        writes = task.name if task.figures else f"sweep {task.name}"
-        raise ValueError(
-            f"results must hold a summary of {task.name}, as python -m experiments {writes} "
-            f"--results FILE writes it, got {str(options.results)!r}."
-        )
+    command = task.name if task.figures else f"sweep {task.name}"
+    allowed = f"a folder with what python -m experiments {command} --results FILE writes"
+    require(drawn, "results", allowed, str(options.results))
     rows = [{"figure": number, "shows": title, "file": str(path)} for number, title, path in drawn]
     print_table(f"Figures: {task.name}", rows)
 

@@ -111,6 +111,7 @@ def load_prices(source: str) -> prices.Prices:
 def train(chosen: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
     """From the prices to the figures: the summary, which names `command`, and its folder."""
     record.check_file("results", chosen.results)
+    record.check_folder("out", chosen.out)
     found = load_prices(chosen.prices)
     splits = prices.walk_forward(found, **pick(chosen, "unit", "instances", *PERIODS))
     wanted = range(len(splits)) if chosen.instance == "all" else [int(chosen.instance)]
