@@ -57,22 +57,18 @@ def evaluate(
       "by_difficulty", "error", "ponder" and "steps" (N) with standard errors for each level, and
       "steps_slope", the slope of N in difficulty.
     """
-    mixed = _members(
-        [_measure(networks, predict, sample, k) for k in jax.random.split(key, batches)]
+    draw = lambda sample, key, count: _members(
+        [_measure(networks, predict, sample, k) for k in jax.random.split(key, count)]
     )
-    result = [_summary(one) for one in mixed]
+    mixed = draw(sample, key, batches)
     if levels is None:
-        levels_of = lambda one: np.unique(one["difficulty"])
-        rows = [
-            [_level(m, level, m["difficulty"] == level) for level in levels_of(m)] for m in mixed
-        ]
+        of = lambda one, level: _level(one, level, one["difficulty"] == level)
+        rows = [[of(one, level) for level in np.unique(one["difficulty"])] for one in mixed]
     else:
-        rows = [[] for _ in result]
-        for level, sample_level in levels.items():
-            keys = jax.random.split(jax.random.fold_in(key, level), batches_per_level)
-            graded = _members([_measure(networks, predict, sample_level, k) for k in keys])
-            for row, one in zip(rows, graded, strict=True):
-                row.append(_level(one, level))
+        count, fold = batches_per_level, jax.random.fold_in
+        graded = [(n, draw(at, fold(key, n), count)) for n, at in levels.items()]
+        rows = [[_level(ones[e], n) for n, ones in graded] for e in range(len(mixed))]
+    result = [_summary(one) for one in mixed]
     for found, row in zip(result, rows, strict=True):
         found["by_difficulty"] = row
         found["steps_slope"] = slope(row)

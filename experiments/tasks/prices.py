@@ -289,9 +289,8 @@ def _rows(path: str | pathlib.Path) -> list[tuple[int, list[str]]]:
     try:
         plain = text.read(path).tobytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"data file must be text in UTF-8, got {error.reason} in {str(path)!r}."
-        ) from error
+        allowed, got = f"text in UTF-8, got {error.reason}", str(path)
+        raise ValueError(f"data file must be {allowed} in {got!r}.") from error
     reader = csv.reader(io.StringIO(plain, newline=""), strict=True)
     try:
         rows = [(reader.line_num, cells) for cells in reader if cells]

@@ -64,12 +64,8 @@ LFACT |= {"mu": 0.1, "batch_size": 64, "sequences": 10_240, "learning_rate": 2e-
 LFACT |= {"steps": 2400, "log_every": 80, "checkpoint_every": 160}  # 15 times through the windows
 GRAVES = {"cell": "lstm", "hidden": 1500, "tau": 6e-3, "batch_size": 16, "window": 500}
 GRAVES |= {"learning_rate": 1e-4, "steps": 160_000, "checkpoint_every": 1000}
-PRESETS = {
-    "demo": Wikipedia(**DEMO),
-    "lfact": Wikipedia(**LFACT),
-    "graves": Wikipedia(**GRAVES),
-}
-PRESETS |= {"cpu": PRESETS["demo"], "paper": PRESETS["graves"]}
+KINDS_OF_RUN = {"demo": DEMO, "lfact": LFACT, "graves": GRAVES, "cpu": DEMO, "paper": GRAVES}
+PRESETS = {name: Wikipedia(**chosen) for name, chosen in KINDS_OF_RUN.items()}
 
 
 class Data(NamedTuple):
@@ -180,9 +176,8 @@ def measure(options: Wikipedia, networks: Network, test: Test) -> list[dict[str,
 
 def evaluate(network: Network, batch: Batch, options: Wikipedia) -> dict[str, Any]:
     """Bits per character over the windows of `batch`, whose inputs are bytes [N, T]."""
-    size = options.batch_size
-    count = batch.inputs.shape[0]
-    rows = min(size, count)
+    count = len(batch.inputs)
+    rows = min(options.batch_size, count)
     starts = np.arange(-(-count // rows)) * rows
     picked = np.minimum(starts[:, None] + np.arange(rows), count - 1)  # the last is filled up
 
