@@ -136,7 +136,7 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
         (["--train-on", "20"], "train_on must be 21 to 1000 rows, got 20."),
         (["--train", "5000"], "prices must be at least 5500 rows of returns"),
         (["--thresholds", "1", "0"], "thresholds must be ascending, at least one, got (1.0, 0.0)."),
-        (["--prices", "nowhere.csv"], "data file must be readable, got 'nowhere.csv'"),
+        (["--prices", "nowhere.csv"], ", got 'nowhere.csv': No such file"),
         (["--test", "10"], "test must be at least 20 rows, as a window needs, got 10."),
     ],
 )

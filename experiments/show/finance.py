@@ -117,7 +117,7 @@ def steps(members: Members, path: pathlib.Path) -> bool:
             found = _steps(select(layered, task=task), period)
             x = np.arange(1, len(found["mean"][0]) + 1)
             words = "LFACT, maximum", "LFACT, 90th percentile", "LFACT, mean"
-            style.layers_panel(axes, found, words)
+            style.layers_panel(axes, found, words, marker=".")
             others = select(members, task=task, model="act")
             if others:
                 mean = _steps(others, period)["mean"].mean(0)

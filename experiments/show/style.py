@@ -70,13 +70,13 @@ def mean_curve(members, key) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(steps), np.mean(rows, axis=0)
 
 
-def layers_panel(axes, found: dict[str, np.ndarray], words: tuple[str, str, str]):
+def layers_panel(axes, found: dict[str, np.ndarray], words: tuple[str, str, str], **line):
     """N_t at each step over seeds [seeds, T]: its largest, 90th percentile and mean, so named."""
     x = np.arange(1, found["mean"].shape[1] + 1)
     largest, top_tenth, mean = words
     axes.bar(x, found["maximum"].max(0), color="#f3c1bd", label=largest)
     axes.bar(x, found["percentile_90"].mean(0), color="tab:red", width=0.45, label=top_tenth)
-    axes.plot(x, found["mean"].mean(0), color="k", label=mean)
+    axes.plot(x, found["mean"].mean(0), color="k", label=mean, **line)
 
 
 def by_seed(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
