@@ -30,7 +30,7 @@ from actjax.learned import (
     meta,
 )
 from actjax.learned.problems import quadratic
-from benchmarks.timing import machine, save
+from benchmarks.timing import machine, new_file, save
 
 REPEATS = 15
 SECONDS = 3.0  # after which no more repeats are taken
@@ -214,7 +214,7 @@ def bounds(horizons) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="smaller models and horizons")
     options = parser.parse_args()
     sizes = (10**4, 10**5) if options.quick else (10**4, 10**5, 10**6, 10**7)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 import ponder
 from conformance import CASES, STEPS, as_weights, conformance, set_halting
-from timing import machine, save, seconds_each
+from timing import machine, new_file, save, seconds_each
 
 from experiments.record import environment, print_table
 
@@ -271,7 +271,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parts = [*SETTINGS, "conformance"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts, metavar="PART")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file")
+    parser.add_argument("--out", type=new_file, help="JSON file")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, nothing compiled by torch"
     )

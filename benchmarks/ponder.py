@@ -38,7 +38,7 @@ import optax
 from flax import nnx
 from jax import lax
 from loops import EPSILON, contenders
-from timing import ROOT, machine, save, seconds_each
+from timing import ROOT, machine, new_file, save, seconds_each
 
 import actjax
 from experiments.record import environment, print_table
@@ -332,7 +332,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     default = ROOT / "benchmarks" / "results" / "ponder-cpu.json"
-    parser.add_argument("--out", type=pathlib.Path, help=f"JSON file (by default {default.name})")
+    parser.add_argument("--out", type=new_file, help=f"JSON file (by default {default.name})")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only with --out")
     options = parser.parse_args(arguments)
 

@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from timing import write
+from timing import new_file, write
 
 from actjax import training
 from actjax.training import distributed, sharding
@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--setting", choices=SETTINGS, action="append")
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--awake", action="store_true", help="let no core fall asleep")
-    parser.add_argument("--out")
+    parser.add_argument("--out", type=new_file)
     parser.add_argument("--worker", nargs=2, metavar=("ADDRESS", "ID"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -15,7 +15,7 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # of a clone
 
-from experiments.record import environment
+from experiments.record import check_file, environment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -52,28 +52,38 @@ def first_and_least(call, repeats: int) -> tuple[float, float, Any]:
     return times[0], min(times[1:]), result
 
 
+def new_file(name: str) -> pathlib.Path:
+    """The type of an option `--out`: a file that cannot be written is refused before the work."""
+    try:
+        check_file("out", pathlib.Path(name))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return pathlib.Path(name)
+
+
 def make_parser(description: str, **counts: int) -> argparse.ArgumentParser:
     """A command line with `--out`, and an option for each of `counts`, their defaults."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     for name, default in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser
 
 
-def write(out: str | None, arguments: dict[str, Any], **results: Any):
+def write(out: pathlib.Path | None, arguments: dict[str, Any], **results: Any):
     """Writes the file `out`, if there is to be one: the results, and what gave them, and where."""
     script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
     command = shlex.join(["python", script, *sys.argv[1:]])
+    arguments = {name: value for name, value in arguments.items() if name != "out"}
+    arguments["out"] = None if out is None else str(out)
     save(out, {"command": command, "arguments": arguments, **environment(), **machine(), **results})
 
 
-def save(out: str | pathlib.Path | None, record: dict[str, Any]):
+def save(out: pathlib.Path | None, record: dict[str, Any]):
     """Writes a record as JSON into the file `out`, if there is to be one."""
     if out:
-        path = pathlib.Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def machine() -> dict:

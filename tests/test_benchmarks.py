@@ -58,6 +58,12 @@ def test_schedule(bench):
     assert bench.schedule(steps, 1) == 9
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(bench, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--quick", "--out", str(tmp_path)])
+    assert "out must be a file, not a folder, got '" in capsys.readouterr().err
+
+
 def test_unknown_setting(bench, capsys):
     with pytest.raises(SystemExit):
         bench.main(["--setting", "parities"])

@@ -125,6 +125,7 @@ def folders(tmp_path):
         (["quadratic"], "out"),
         (["demo"], "out"),
         (["report"], "out"),
+        (["figures", "parity"], "results"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(

@@ -217,7 +217,7 @@ def test_thresholds_are_deviations_of_the_training_rows():
         for place, i in enumerate(split.test):
             z = (change[i] - mean) / deviation
             assert instance.test.classes[place + 1, k] == (z >= -1.5) + (z >= 0)
-            np.testing.assert_allclose(instance.test.inputs[place + 1, k], z, rtol=1e-5)
+            np.testing.assert_allclose(instance.test.inputs[place + 1, k], z, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"thresholds must be ascending"):
         prices.prepare(found, split, thresholds=(1.0, -1.0))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from experiments.options import require
-from experiments.record import print_table
+from experiments.record import check_folder, print_table
 from experiments.show import fojo, graves, language
 from experiments.show.papers import PAPERS, RESULTS, members, summaries
 from experiments.show.pool import pooled
@@ -79,6 +79,7 @@ def main(tasks: dict[str, Task], argv: list[str]):
     task, words = asked_for("figures", tasks, argv)
     prog = "python -m experiments figures TASK"
     options = tyro.cli(Options, prog=prog, description=Options.__doc__, args=words)
+    check_folder("results", options.results)
     drawn = draw(task, options.results)
     command = task.name if task.figures else f"sweep {task.name}"
     allowed = f"a folder with what python -m experiments {command} --results FILE writes"
