@@ -7,7 +7,6 @@ Prints a table and writes JSON. Times are the least and the median over repeats,
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import statistics
@@ -31,7 +30,7 @@ from actjax.learned import (
     meta,
 )
 from actjax.learned.problems import quadratic
-from benchmarks.timing import machine
+from benchmarks.timing import machine, new_file, save
 
 REPEATS = 15
 SECONDS = 3.0  # after which no more repeats are taken
@@ -215,7 +214,7 @@ def bounds(horizons) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="smaller models and horizons")
     options = parser.parse_args()
     sizes = (10**4, 10**5) if options.quick else (10**4, 10**5, 10**6, 10**7)
@@ -248,9 +247,7 @@ def main():
     result["machine"] = machine()
     result["versions"] = {"jax": jax.__version__, "optax": optax.__version__}
     result["command"] = "python benchmarks/learned.py" + (" --quick" if options.quick else "")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(options.out, result)
 
 
 if __name__ == "__main__":

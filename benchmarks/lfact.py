@@ -7,16 +7,14 @@ backward and Adam). The bias of the halting unit is set so that the mean N is th
 the losses of intermediate layers. L is varied at the same N: only the layers used should cost.
 """
 
-import argparse
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from timing import seconds_each, write
+from timing import make_parser, seconds_each, write
 
-from actjax import training
+from experiments import run
 from experiments.network import Network, make_network
 from experiments.tasks import wikipedia
 
@@ -26,12 +24,7 @@ ROUNDS = 5
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--window", type=int, default=50)
-    parser.add_argument("--out")
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, hidden=128, batch_size=64, window=50).parse_args()
     rows = measure(arguments)
     print(f"{'model':8} {'L':>3} {'mu':>5} {'mean N':>7} {'ms':>8} {'/ ACT':>6}")
     for row in rows:
@@ -50,6 +43,7 @@ def measure(arguments) -> list[dict]:
         "batch_size": arguments.batch_size,
         "window": arguments.window,
         "over_time": "mean",
+        "learning_rate": 0.0,  # so that the ponder stays where it is set
     }
     make = lambda **more: wikipedia.Wikipedia(**options, **more)
     contenders = [contender(make(model="rnn"), None)]
@@ -73,15 +67,11 @@ def contender(options: wikipedia.Wikipedia, ponder: float | None) -> tuple[dict,
     """Its row, the time to be found, and `call(updates)`."""
     corpus = jax.random.randint(jax.random.key(0), (100_000,), 0, 256, jnp.uint8)
     data = wikipedia.Data(corpus, None)
-    network = make_network(options, 256, 256)
+    network, sample = make_network(options, 0, 256, 256), wikipedia.sampler(options)
     if ponder is not None:
-        network = at_ponder(network, ponder, wikipedia.sampler(options)(jax.random.key(1), data))
-    optimizer = optax.adam(0.0)  # so that the ponder stays where it was set
-    objective = wikipedia.make_objective(options)
-    step = training.make_train_step(
-        wikipedia.sampler(options), lambda n, batch: objective(n, batch, 0.01), optimizer
-    )
-    state = training.init_state(network, optimizer)
+        network = at_ponder(network, ponder, sample(jax.random.key(1), data))
+    step, start = run.recipe(options, sample, wikipedia.objective(options), tau=0.01)
+    state = start(network)
 
     @jax.jit
     def updates(state, count):

@@ -7,25 +7,19 @@ loop keeps the residuals of one segment of iterations and recomputes the others;
 keeps those of all M steps of all inputs.
 """
 
-import argparse
 import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from timing import write
+from timing import make_parser, write
 
 import actjax
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=1500)
-    parser.add_argument("--time", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-steps", type=int, default=100)
-    parser.add_argument("--out")
-    arguments = parser.parse_args()
+    sizes = {"hidden": 1500, "time": 500, "batch_size": 16, "max_steps": 100}
+    arguments = make_parser(__doc__, **sizes).parse_args()
     rows = [measure(arguments, loop) for loop in ("while", "scan")]
     for row in rows:
         print(f"{row['loop']:6} {row['memory_mb']:10.0f} MB  {row['compile_s']:6.1f} s to compile")

@@ -40,9 +40,9 @@ import jax.numpy as jnp
 import numpy as np
 import ponder
 from conformance import CASES, STEPS, as_weights, conformance, set_halting
-from timing import machine, seconds_each
+from timing import machine, new_file, save, seconds_each
 
-from experiments.run import environment, show
+from experiments.record import environment, print_table
 
 PACKAGE = "pytorch-adaptive-computation-time"
 EPSILON = ponder.EPSILON
@@ -204,7 +204,7 @@ def report(result: dict):
         if "train_ms" in row
     ]
     if speed:
-        show("A training step", speed)
+        print_table("A training step", speed)
     for row in result["rows"]:
         if row.get("error"):
             print(f"{row['setting']}, {row['contender']}: {row['error']}")
@@ -219,9 +219,9 @@ def report(result: dict):
         for figure in result["ratios"]
     ]
     if figures:
-        show("Figures asked", figures)
+        print_table("Figures asked", figures)
     if rows := [readable(row) for row in result["conformance"]]:
-        show("Largest differences to the reference", rows)
+        print_table("Largest differences to the reference", rows)
 
 
 def readable(row: dict) -> dict[str, str]:
@@ -271,7 +271,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parts = [*SETTINGS, "conformance"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts, metavar="PART")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file")
+    parser.add_argument("--out", type=new_file, help="JSON file")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, nothing compiled by torch"
     )
@@ -285,9 +285,7 @@ def main(arguments=None):
     result["threads"] = torch.get_num_threads()
     result |= merge(old, new)
     report(result)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(options.out, result)
 
 
 if __name__ == "__main__":

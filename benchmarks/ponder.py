@@ -23,7 +23,6 @@ A full run takes about 6 minutes on two quiet cores.
 import argparse
 import dataclasses
 import heapq
-import json
 import math
 import pathlib
 import sys
@@ -39,10 +38,10 @@ import optax
 from flax import nnx
 from jax import lax
 from loops import EPSILON, contenders
-from timing import ROOT, machine, seconds_each
+from timing import ROOT, machine, new_file, save, seconds_each
 
 import actjax
-from experiments.run import environment, show
+from experiments.record import environment, print_table
 
 OPTIMIZER = optax.adam(1e-9)
 # Initial bias of the halting unit and a factor on its kernel: mean ponders near 2, 4, 9, and M.
@@ -309,7 +308,7 @@ def report(result: dict):
             yield title, format(row[key], form) if key in row else ""
 
     by_level = sorted(result["rows"], key=lambda r: (r["setting"], r["mean_ponder"]))
-    show("Adaptive computation", [dict(cells(row)) for row in by_level])
+    print_table("Adaptive computation", [dict(cells(row)) for row in by_level])
     figures = [
         {
             "": figure["figure"],
@@ -319,7 +318,7 @@ def report(result: dict):
         }
         for figure in result["ratios"]
     ]
-    show("Figures asked", figures)
+    print_table("Figures asked", figures)
 
 
 def quick(setting: Setting) -> Setting:
@@ -333,7 +332,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     default = ROOT / "benchmarks" / "results" / "ponder-cpu.json"
-    parser.add_argument("--out", type=pathlib.Path, help=f"JSON file (by default {default.name})")
+    parser.add_argument("--out", type=new_file, help=f"JSON file (by default {default.name})")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only with --out")
     options = parser.parse_args(arguments)
 
@@ -350,9 +349,7 @@ def main(arguments=None):
     result["wall_s"] = time.perf_counter() - began
     report(result)
     out = options.out or (None if options.quick else default)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+    save(out, result)
 
 
 if __name__ == "__main__":

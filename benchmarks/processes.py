@@ -26,11 +26,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from timing import write
+from timing import new_file, write
 
 from actjax import training
 from actjax.training import distributed, sharding
@@ -52,7 +51,7 @@ def main():
     parser.add_argument("--setting", choices=SETTINGS, action="append")
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--awake", action="store_true", help="let no core fall asleep")
-    parser.add_argument("--out")
+    parser.add_argument("--out", type=new_file)
     parser.add_argument("--worker", nargs=2, metavar=("ADDRESS", "ID"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -172,25 +171,23 @@ def make_sums(floats: int, times: int) -> dict[str, Callable]:
 def make_call(setting: str, *, shared: bool):
     """A function that does some updates and waits for them, its options and its network."""
     experiment, changes, updates = SETTINGS[setting]
-    options = dataclasses.replace(experiment.PRESETS["demo"], halt_bias=-1.0, **changes)
+    # without a rate, so that the ponder stays as it is
+    fixed = {"halt_bias": -1.0, "learning_rate": 0.0}
+    options = dataclasses.replace(experiment.PRESETS["demo"], **fixed, **changes)
     if shared:
         options = dataclasses.replace(options, batch_size=2 * options.batch_size)
     if setting == "text":
         corpus = jax.random.randint(jax.random.key(0), (100_000,), 0, 256, jnp.uint8)
         data, features = wikipedia.Data(corpus, None), (256, 256)
-        sample, objective = wikipedia.sampler(options), wikipedia.make_objective(options)
     else:
         data, features = (), (options.bits, 1)
-        sample, objective = parity.sampler(options), parity.objective
-    optimizer = optax.adam(0.0)  # so that the ponder stays as it is
-    network = make_network(options, *features)
-    state = training.init_state(network, optimizer)
-    key, mesh = jax.random.key(1), run.make_mesh(1) if shared else None
+    task, mesh = experiment.TASK, run.make_mesh(1) if shared else None
+    parts = task.sampler(options), task.objective(options)
+    step, start = run.recipe(options, *parts, tau=0.01, mesh=mesh)
+    network, key = make_network(options, 0, *features), jax.random.key(1)
+    state = start(network)
     if mesh is not None:
         state, key, data = sharding.replicate((state, key, data), mesh)
-    step = training.make_train_step(
-        sample, lambda network, batch: objective(network, batch, 0.01), optimizer, mesh=mesh
-    )
     chunk = training.make_chunk(step, updates)
     state = chunk(state, key, data)[0]
 

@@ -8,21 +8,19 @@ wait for whichever line takes longest. Cell steps are those of all lanes, idle o
 them, of ACT on windows of 500 characters, the iterations that the lanes take over sum(N) / lanes.
 """
 
-import argparse
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ponder import schedule
-from timing import write
+from timing import first_and_least, make_parser, write
 
 import actjax
 from actjax import _stream as streaming
 from actjax import training
 from actjax.tasks import text
+from experiments import run
 from experiments.data import load_text
 from experiments.network import make_network
 from experiments.tasks import wikipedia
@@ -31,14 +29,8 @@ CHUNKS = (32, 64, 128)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=300, help="updates before")
-    parser.add_argument("--lines", type=int, default=512)
-    parser.add_argument("--longest", type=int, default=400)
-    parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out")
-    arguments = parser.parse_args()
+    counts = {"train": 300, "lines": 512, "longest": 400, "lanes": 64, "repeats": 3}
+    arguments = make_parser(__doc__, **counts).parse_args()
     begin, held_out = text.split(load_text("wikipedia"))
     rows, iterations = [], []
     for model in ("act", "lfact"):
@@ -84,12 +76,8 @@ def measure(model: str, core, held_out: np.ndarray, arguments) -> list[dict]:
     contenders |= {f"stream, chunk {chunk}": streamed(chunk) for chunk in CHUNKS}
     rows = []
     for name, function in contenders.items():
-        times = []
-        for _ in range(1 + arguments.repeats):
-            began = time.perf_counter()
-            cell_steps = function()
-            times.append(time.perf_counter() - began)
-        row = {"model": model, "name": name, "seconds": min(times[1:]), "first_call_s": times[0]}
+        first, least, cell_steps = first_and_least(function, arguments.repeats)
+        row = {"model": model, "name": name, "seconds": least, "first_call_s": first}
         rows.append(row | {"cell_steps": cell_steps})
     for row in rows:
         row["characters_per_second"] = lengths.sum() / row["seconds"]
@@ -138,14 +126,10 @@ def count_iterations(core: actjax.ACT, held_out: np.ndarray) -> list[dict]:
 
 def trained(model: str, updates: int, corpus: np.ndarray) -> actjax.ACT | actjax.LFACT:
     options = dataclasses.replace(wikipedia.PRESETS["demo"], model=model)
-    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
-    optimizer = optax.adam(options.learning_rate)
-    objective = wikipedia.make_objective(options)
-    step = training.make_train_step(
-        wikipedia.sampler(options), lambda n, batch: objective(n, batch, options.tau), optimizer
-    )
+    parts = wikipedia.sampler(options), wikipedia.objective(options)
+    step, start = run.recipe(options, *parts, tau=options.tau)
     data = wikipedia.Data(jnp.asarray(corpus), None)
-    state = training.init_state(network, optimizer)
+    state = start(make_network(options, options.seed, text.SYMBOLS, text.SYMBOLS))
     if updates:
         state, _, _ = training.make_chunk(step, updates)(state, jax.random.key(0), data)
     return state.model.core

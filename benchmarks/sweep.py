@@ -9,10 +9,8 @@ update, for each member still running, once half of them have left.
 """
 
 # ruff: noqa: E402  (the number of devices is set before they are looked at)
-import argparse
 import dataclasses
 import os
-import time
 
 import jax
 
@@ -21,24 +19,17 @@ jax.config.update("jax_num_cpu_devices", CORES)
 
 import jax.numpy as jnp
 import numpy as np
-from timing import write
+from timing import first_and_least, make_parser, write
 
-from actjax.training import make_chunk
-from actjax.training.ensemble import BATCHING, stack_states, sweep
+from actjax.training import make_chunk, stack_states, sweep
 from actjax.training.state import own_state
-from experiments.sweep import make_member
+from experiments.run import make_member
 from experiments.tasks import parity
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--updates", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out")
-    arguments = parser.parse_args()
+    counts = {"hidden": 128, "batch_size": 128, "members": 8, "updates": 200, "repeats": 3}
+    arguments = make_parser(__doc__, **counts).parse_args()
     rows = measure(arguments)
     print(f"{'':34} {'ms/update/member':>17} {'gain':>6} {'first call s':>13}")
     for row in rows:
@@ -66,7 +57,7 @@ def measure(arguments) -> list[dict]:
 
     rows = [timed("one by one", one_by_one, size * updates, arguments.repeats)]
     for devices in (jax.devices()[:1], jax.devices()):
-        for batching in BATCHING:
+        for batching in ("vmap", "map"):
             name = f"sweep, {batching}, {len(devices)} device" + "s" * (len(devices) > 1)
             whole = timed_sweep(name, train_step, states, keys, updates, batching, devices, None)
             rows.append(whole)
@@ -88,12 +79,8 @@ def measure(arguments) -> list[dict]:
 
 
 def timed(name, function, count, repeats) -> dict:
-    times = []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return {"name": name, "ms": 1e3 * min(times[1:]) / count, "first_call_s": times[0]}
+    first, least, _ = first_and_least(function, repeats)
+    return {"name": name, "ms": 1e3 * least / count, "first_call_s": first}
 
 
 def timed_sweep(name, train_step, states, keys, updates, batching, devices, half) -> dict:

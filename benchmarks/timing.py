@@ -1,5 +1,6 @@
 """What the benchmarks share: the time of one update, the machine it was taken on, the record."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ from typing import Any
 
 import jax
 
-from experiments import run
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # of a clone
+
+from experiments.record import check_file, environment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -39,20 +42,48 @@ def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
     return min(timed(updates) / updates for _ in range(repeats))
 
 
-def write(out: str | None, arguments: dict[str, Any], **results: Any):
+def first_and_least(call, repeats: int) -> tuple[float, float, Any]:
+    """Seconds of the first call of a function, those of the quickest after it, and its result."""
+    times = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - began)
+    return times[0], min(times[1:]), result
+
+
+def new_file(name: str) -> pathlib.Path:
+    """The type of an option `--out`: a file that cannot be written is refused before the work."""
+    try:
+        check_file("out", pathlib.Path(name))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return pathlib.Path(name)
+
+
+def make_parser(description: str, **counts: int) -> argparse.ArgumentParser:
+    """A command line with `--out`, and an option for each of `counts`, their defaults."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, default in counts.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    return parser
+
+
+def write(out: pathlib.Path | None, arguments: dict[str, Any], **results: Any):
     """Writes the file `out`, if there is to be one: the results, and what gave them, and where."""
-    if not out:
-        return
     script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
-    record = {
-        "command": shlex.join(["python", script, *sys.argv[1:]]),
-        "arguments": arguments,
-        **run.environment(),
-        **machine(),
-        **results,
-    }
-    with open(out, "w") as file:
-        json.dump(record, file, indent=1)
+    command = shlex.join(["python", script, *sys.argv[1:]])
+    arguments = {name: value for name, value in arguments.items() if name != "out"}
+    arguments["out"] = None if out is None else str(out)
+    save(out, {"command": command, "arguments": arguments, **environment(), **machine(), **results})
+
+
+def save(out: pathlib.Path | None, record: dict[str, Any]):
+    """Writes a record as JSON into the file `out`, if there is to be one."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def machine() -> dict:

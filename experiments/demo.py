@@ -9,19 +9,22 @@ import dataclasses
 import math
 import pathlib
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import tyro
 
 from actjax import training
-from experiments import run, synthetic
+from actjax._checks import check_positive
+from experiments import run
 from experiments.options import Options, label
+from experiments.record import check_folder, print_table, read_json
 from experiments.show import figures
+from experiments.task import Task
 from experiments.tasks import parity, wikipedia
 
 MODELS = ("rnn", "repeat", "act")
 Run = tuple[dict[str, Any], pathlib.Path]  # a summary and its folder
+Runs = dict[str, list[Run]]  # label -> one a seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,97 +44,86 @@ class Demo:
     """Folder of the runs and the figures."""
 
 
-def main(argv: list[str]):
+def main(tasks: dict[str, Task], argv: list[str]):
     """Trains all networks, prints a table for each task and draws the figures."""
     demo = tyro.cli(Demo, prog="python -m experiments demo", args=argv)
     for name in ("seeds", "parity_steps", "wikipedia_steps"):
-        if getattr(demo, name) < 1:
-            raise ValueError(f"{name} is {getattr(demo, name)}; it must be at least 1")
-    folder = demo.out
+        check_positive(name, getattr(demo, name))
+    check_folder("out", demo.out)
+    try:
+        runs, settings = train_all(demo, tasks["parity"], demo.parity_steps)
+        show_parity(settings, runs)
+        draw_curves(demo, "parity", runs)
+        levels = {
+            name: [read_json(folder / run.EVALUATION)["by_difficulty"] for _, folder in seeds]
+            for name, seeds in runs.items()
+        }
+        figures.difficulty(levels, demo.out / "parity_difficulty.png")
+        runs, settings = train_all(demo, tasks["wikipedia"], demo.wikipedia_steps)
+        show_wikipedia(settings, runs)
+        draw_curves(demo, "wikipedia", runs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from there") from None
+    folder = list(runs.values())[-1][0][1]
+    curves = demo.out / "parity_curves.png"
+    print(f"figures: {curves}, parity_difficulty.png, wikipedia_curves.png,")
+    print(f"ponder along held-out text: {folder / 'stretch_prose.png'}, stretch_markup.png")
 
-    settings = dataclasses.replace(parity.PRESETS["demo"], steps=demo.parity_steps)
-    runs = train_all(demo, settings, "parity", lambda o: synthetic.train(parity.TASK, o))
-    show_parity(settings, runs)
-    figures.curves(_rows(runs), folder / "parity_curves.png")
-    levels = {name: [_evaluation(f)["by_difficulty"] for _, f in r] for name, r in runs.items()}
-    figures.difficulty(levels, folder / "parity_difficulty.png")
 
-    settings = dataclasses.replace(wikipedia.PRESETS["demo"], steps=demo.wikipedia_steps)
-    runs = train_all(demo, settings, "wikipedia", wikipedia.train)
-    show_wikipedia(settings, runs)
-    figures.curves(_rows(runs), folder / "wikipedia_curves.png")
-
-    act_folder = list(runs.values())[-1][0][1]
-    run.show_notes(
-        f"figures: {folder / 'parity_curves.png'}, parity_difficulty.png, wikipedia_curves.png,",
-        f"ponder along held-out text: {act_folder / 'stretch_prose.png'}, stretch_markup.png",
-    )
-
-
-def train_all(
-    demo: Demo, settings: Options, experiment: str, train: Callable[[Options], Run]
-) -> dict[str, list[Run]]:
-    """The runs of every model and seed: label -> one (summary, folder) a seed."""
-    runs = {}
+def train_all(demo: Demo, task: Task, steps: int) -> tuple[Runs, Options]:
+    """The runs of every model and seed, and their settings."""
+    settings, runs = dataclasses.replace(task.presets["demo"], steps=steps), {}
     for model in MODELS:
         for seed in range(demo.seeds):
-            options = dataclasses.replace(settings, model=model, seed=seed, resume=True)
+            options = dataclasses.replace(settings, model=model, seed=seed)
             name = label(options)
-            options = dataclasses.replace(options, out=demo.out / experiment / f"{name}-seed{seed}")
-            runs.setdefault(name, []).append(train(options))
-            summary = runs[name][-1][0]
-            print(
-                f"{experiment} {name}, seed {seed}: {summary['steps']:,} updates "
-                f"in {summary['wall_time_seconds']:.0f} s",
-                flush=True,
-            )
-    return runs
+            folder = demo.out / task.name / f"{name}-seed{seed}"
+            begun = (folder / run.CONFIG).exists()
+            options = dataclasses.replace(options, out=folder, resume=begun)
+            summary, folder = run.train(task, options)
+            runs.setdefault(name, []).append((summary, folder))
+            time = f"{summary['steps']:,} updates in {summary['wall_time_seconds']:.0f} s"
+            print(f"{task.name} {name}, seed {seed}: {time}", flush=True)
+    return runs, settings
 
 
-def show_parity(settings: parity.Parity, runs: dict[str, list[Run]]):
+def show_parity(settings: parity.Parity, runs: Runs):
     """The table of the runs on parity."""
-    rows = [
-        {
-            "model": name,
-            "error rate of each seed": "  ".join(f"{e:.3f}" for e in _values(seeds, "error")),
-            "steps of the cell": _mean(seeds, "ponder_steps", ".2f"),
-            "ponder N + R": _mean(seeds, "ponder", ".2f"),
-            "largest": f"{max(_values(seeds, 'ponder_max')):.1f}",
-            "time a run": _time(seeds),
-        }
-        for name, seeds in runs.items()
-    ]
-    run.show(
-        f"Parity of up to {settings.bits} bits ({settings.layout} layout, {settings.hidden} tanh "
-        f"units, {settings.steps:,} updates)",
-        rows,
-        "guessing errs in 0.5",
-    )
-
-
-def show_wikipedia(settings: wikipedia.Wikipedia, runs: dict[str, list[Run]]):
-    """The table of the runs on Wikipedia, each model against the plain one of the same seed."""
-    plain = _values(runs["rnn"], "bits_per_character")
     rows = []
     for name, seeds in runs.items():
+        errors = "  ".join(f"{error:.3f}" for error in _values(seeds, "error"))
+        largest = f"{max(_values(seeds, 'ponder_max')):.1f}"
+        cells = _cells(seeds) | {"largest": largest, "time a run": _time(seeds)}
+        rows.append({"model": name, "error rate of each seed": errors} | cells)
+    title = (
+        f"Parity of up to {settings.bits} bits ({settings.layout} layout, {settings.hidden} tanh "
+        f"units, {settings.steps:,} updates)"
+    )
+    print_table(title, rows, "guessing errs in 0.5")
+
+
+def show_wikipedia(settings: wikipedia.Wikipedia, runs: Runs):
+    """The table of the runs on Wikipedia, each model against the plain one of the same seed."""
+    plain, rows = _values(runs["rnn"], "bits_per_character"), []
+    for name, seeds in runs.items():
         bits = _values(seeds, "bits_per_character")
-        rows.append(
-            {
-                "model": name,
-                "bits per character": "  ".join(f"{b:.3f}" for b in bits),
-                "against plain": "" if name == "rnn" else compare(bits, plain),
-                "steps of the cell": _mean(seeds, "ponder_steps", ".2f"),
-                "ponder N + R": _mean(seeds, "ponder", ".2f"),
-                "time a run": _time(seeds),
-            }
-        )
-    run.show(
+        row = {"model": name, "bits per character": "  ".join(f"{b:.3f}" for b in bits)}
+        row["against plain"] = "" if name == "rnn" else compare(bits, plain)
+        rows.append(row | _cells(seeds) | {"time a run": _time(seeds)})
+    name, seeds = list(runs.items())[-1]
+    kinds = []
+    for seed, (_, folder) in enumerate(seeds):
+        found = read_json(folder / run.EVALUATION)["by_kind"]
+        found = sorted(found, key=lambda row: -row["ponder"])
+        parts = ", ".join(f"{row['kind']} {row['ponder']:.2f}" for row in found)
+        kinds.append(f"mean ponder of {name}, seed {seed}, after: {parts}")
+    print_table(
         f"Wikipedia, held-out text ({settings.cell} of {settings.hidden} units, "
         f"{settings.steps:,} updates)",
         rows,
         "compared at the same number of updates, not at the same cost: see the time a run",
         "order-0 entropy of this text: 5.185 bits per character; bzip2: 2.228",
-        *_kinds(runs),
+        *kinds,
     )
 
 
@@ -149,35 +141,22 @@ def compare(bits: list[float], plain: list[float]) -> str:
     return f"{mean:+.3f} +- {error:.3f}{verdict}"
 
 
-def _kinds(runs: dict[str, list[Run]]) -> list[str]:
-    """How long ACT ponders each kind of byte, in a sentence for each seed."""
-    name, seeds = list(runs.items())[-1]
-    sentences = []
-    for seed, (_, folder) in enumerate(seeds):
-        kinds = sorted(_evaluation(folder)["by_kind"], key=lambda row: -row["ponder"])
-        parts = ", ".join(f"{row['kind']} {row['ponder']:.2f}" for row in kinds)
-        sentences.append(f"mean ponder of {name}, seed {seed}, after: {parts}")
-    return sentences
+def draw_curves(demo: Demo, name: str, runs: Runs):
+    rows = {
+        model: [training.read_metrics(folder / "metrics.jsonl") for _, folder in seeds]
+        for model, seeds in runs.items()
+    }
+    figures.curves(rows, demo.out / f"{name}_curves.png")
+
+
+def _cells(seeds: list[Run]) -> dict[str, str]:
+    titles = {"steps of the cell": "ponder_steps", "ponder N + R": "ponder"}
+    return {title: f"{statistics.mean(_values(seeds, key)):.2f}" for title, key in titles.items()}
 
 
 def _values(seeds: list[Run], name: str) -> list[float]:
     return [summary["evaluation"][name] for summary, _ in seeds]
 
 
-def _mean(seeds: list[Run], name: str, form: str) -> str:
-    return f"{statistics.mean(_values(seeds, name)):{form}}"
-
-
 def _time(seeds: list[Run]) -> str:
     return f"{statistics.mean(summary['wall_time_seconds'] for summary, _ in seeds):.0f} s"
-
-
-def _rows(runs: dict[str, list[Run]]) -> dict[str, list[list[dict[str, Any]]]]:
-    return {
-        name: [training.read_metrics(folder / "metrics.jsonl") for _, folder in seeds]
-        for name, seeds in runs.items()
-    }
-
-
-def _evaluation(folder: pathlib.Path) -> dict[str, Any]:
-    return run.read_json(folder / run.EVALUATION)

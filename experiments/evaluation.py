@@ -19,6 +19,16 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 EVALUATION_KEY = 2**32 - 1  # folded into the seed's key; training folds 0 to steps - 1
 
 
+def evaluation_key(seed: int) -> Array:
+    """The key of the fresh sequences on which a run is measured."""
+    return jax.random.fold_in(jax.random.key(seed), EVALUATION_KEY)
+
+
+def member(networks: Network, index: int) -> Network:
+    """One network of an ensemble."""
+    return jax.tree.map(lambda leaf: leaf[index], networks)
+
+
 def evaluate(
     networks: Network,
     predict: Callable[[Array], Array],
@@ -38,8 +48,7 @@ def evaluate(
       levels: difficulty -> `key -> Batch`, sequences of that difficulty throughout; where None the
         sequences of `sample` are told apart by their own difficulty: for tasks of one step.
       key: PRNG key.
-      batches: number of batches of `sample`.
-      batches_per_level: number of batches of each level.
+      batches, batches_per_level: number of batches of `sample`, and of each level.
 
     Returns:
       For each member "error", the sequence error rate (Graves 2016, section 3) with its standard
@@ -48,38 +57,22 @@ def evaluate(
       "by_difficulty", "error", "ponder" and "steps" (N) with standard errors for each level, and
       "steps_slope", the slope of N in difficulty.
     """
-    draw = jax.random.split(key, batches)
-    mixed = [_measure(networks, predict, sample, k) for k in draw]
-    result = [_summary(member) for member in _members(mixed)]
+    draw = lambda sample, key, count: _members(
+        [_measure(networks, predict, sample, k) for k in jax.random.split(key, count)]
+    )
+    mixed = draw(sample, key, batches)
     if levels is None:
-        graded = _members(mixed)
-        rows = [
-            by_difficulty(
-                m["difficulty"], error=m["wrong"], ponder=m["ponder"][:, 0], steps=m["steps"][:, 0]
-            )
-            for m in graded
-        ]
+        of = lambda one, level: _level(one, level, one["difficulty"] == level)
+        rows = [[of(one, level) for level in np.unique(one["difficulty"])] for one in mixed]
     else:
-        rows = [[] for _ in result]
-        for level, sample_level in levels.items():
-            keys = jax.random.split(jax.random.fold_in(key, level), batches_per_level)
-            graded = _members([_measure(networks, predict, sample_level, k) for k in keys])
-            for row, m in zip(rows, graded, strict=True):
-                flat = {"error": m["wrong"], "ponder": _inside(m), "steps": _inside(m, "steps")}
-                row.append({"difficulty": level} | _means(flat))
-    for member, row in zip(result, rows, strict=True):
-        member["by_difficulty"] = row
-        member["steps_slope"] = slope(row)
+        count, fold = batches_per_level, jax.random.fold_in
+        graded = [(n, draw(at, fold(key, n), count)) for n, at in levels.items()]
+        rows = [[_level(ones[e], n) for n, ones in graded] for e in range(len(mixed))]
+    result = [_summary(one) for one in mixed]
+    for found, row in zip(result, rows, strict=True):
+        found["by_difficulty"] = row
+        found["steps_slope"] = slope(row)
     return result
-
-
-def by_difficulty(difficulty: np.ndarray, **values: np.ndarray) -> list[dict[str, float]]:
-    """Mean and standard error of each of `values` at each difficulty."""
-    return [
-        {"difficulty": int(level), "count": int((difficulty == level).sum())}
-        | _means({name: value[difficulty == level] for name, value in values.items()})
-        for level in np.unique(difficulty)
-    ]
 
 
 def slope(rows: list[dict[str, float]]) -> dict[str, float] | None:
@@ -100,6 +93,15 @@ def slope(rows: list[dict[str, float]]) -> dict[str, float] | None:
         residual = y - y.mean() - value * centred
         error = np.sqrt((residual**2).sum() / (len(x) - 2) / (centred**2).sum())
     return {"value": float(value), "standard_error": float(error)}
+
+
+def steps_by_step(steps: np.ndarray) -> dict[str, list[float]]:
+    """Mean, maximum and 90th percentile of N_t at each input step, from N [B, T] (LFACT 2020)."""
+    return {
+        "mean": steps.mean(0).tolist(),
+        "maximum": steps.max(0).tolist(),
+        "percentile_90": np.percentile(steps, 90, axis=0).tolist(),
+    }
 
 
 @functools.partial(jax.jit, static_argnames="predict")
@@ -126,16 +128,31 @@ def _members(measured: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray
     return [{name: value[e] for name, value in joined.items()} for e in range(len(joined["wrong"]))]
 
 
-def _inside(member: dict[str, np.ndarray], name: str = "ponder") -> np.ndarray:
-    values = member[name]
-    return values[np.arange(values.shape[1]) < member["lengths"][:, None]]
+def _inside(one: dict[str, np.ndarray], name: str = "ponder") -> np.ndarray:
+    values = one[name]
+    return values[np.arange(values.shape[1]) < one["lengths"][:, None]]
 
 
-def _summary(member: dict[str, np.ndarray]) -> dict[str, Any]:
-    ponder, wrong = _inside(member), member["wrong"]
+def _level(one: dict[str, np.ndarray], level: int, rows: Any = None) -> dict[str, float]:
+    """Means and standard errors at one difficulty; of the first step of some rows, or of all."""
+    if rows is None:
+        row, values = {"difficulty": level}, {"error": one["wrong"], "ponder": _inside(one)}
+        values["steps"] = _inside(one, "steps")
+    else:
+        row = {"difficulty": int(level), "count": int(rows.sum())}
+        values = {"error": one["wrong"][rows], "ponder": one["ponder"][rows, 0]}
+        values["steps"] = one["steps"][rows, 0]
+    for name, value in values.items():
+        row[name] = float(value.mean())
+        row[f"{name}_standard_error"] = float(value.std() / np.sqrt(value.size))
+    return row
+
+
+def _summary(one: dict[str, np.ndarray]) -> dict[str, Any]:
+    ponder, wrong = _inside(one), one["wrong"]
     by_step = []
-    for t in range(member["ponder"].shape[1]):
-        here = member["ponder"][member["lengths"] > t, t]
+    for t in range(one["ponder"].shape[1]):
+        here = one["ponder"][one["lengths"] > t, t]
         if not here.size:  # no sequence among these was so long
             break
         by_step.append({"mean": float(here.mean()), "quantiles": _quantiles(here)})
@@ -145,7 +162,7 @@ def _summary(member: dict[str, np.ndarray]) -> dict[str, Any]:
         "error_standard_error": float(wrong.std() / np.sqrt(len(wrong))),
         "ponder": float(ponder.mean()),
         "ponder_max": float(ponder.max()),
-        "ponder_steps": float(_inside(member, "steps").mean()),
+        "ponder_steps": float(_inside(one, "steps").mean()),
         "ponder_quantiles": _quantiles(ponder),
         "by_step": by_step,
     }
@@ -155,9 +172,20 @@ def _quantiles(values: np.ndarray) -> list[float]:
     return [round(float(q), 4) for q in np.quantile(values, QUANTILES)]
 
 
-def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    row = {}
-    for name, value in values.items():
-        row[name] = float(value.mean())
-        row[f"{name}_standard_error"] = float(value.std() / np.sqrt(value.size))
-    return row
+def examples(
+    network: Network, batch: Batch, predict: Callable[[Array], Array], words: Callable[..., dict]
+) -> list[dict[str, Any]]:
+    """A short, a middling and a long sequence of a batch as a network ponders them.
+
+    Each is what `words` says of (inputs, predictions, mask, length), and "ponder" (N + R) at every
+    step.
+    """
+    logits, ponder = jax.jit(lambda n, b: n(b.inputs, b.lengths))(network, batch)
+    by_length = np.argsort(np.asarray(batch.lengths), stable=True)
+    shown = []
+    for row in by_length[[len(by_length) // 6, len(by_length) // 2, -1]]:
+        length = int(batch.lengths[row])
+        parts = (batch.inputs[row], predict(logits)[row], batch.mask[row])
+        cost = np.asarray(ponder.cost[row, :length], float).round(4)
+        shown.append(words(*map(np.asarray, parts), length) | {"ponder": cost.tolist()})
+    return shown

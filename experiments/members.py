@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 from actjax import training
-from actjax.training.ensemble import Sweep
-from experiments import run
-from experiments.options import ADAPTIVE, Options, label
+from experiments.options import ADAPTIVE, Architecture, label
+from experiments.run import halting_advice
 from experiments.smoothing import best, smooth, solved_at
 
 CURVE_POINTS = 120  # of a learning curve in the summary
@@ -18,7 +17,7 @@ CURVES = (
 
 
 def member_summary(
-    solved: float, options: Options, result: Sweep, index: int, found: dict[str, Any]
+    solved: float, options: Any, result: training.Sweep, index: int, found: dict[str, Any]
 ) -> dict[str, Any]:
     """What the figures and tables need of one member."""
     finite = [np.isfinite(result.history[k][:, index]) for k in ("loss", "gradient_norm")]
@@ -27,15 +26,13 @@ def member_summary(
         name: values[ran] if values.ndim == 1 else values[ran, index]
         for name, values in result.history.items()
     }
-    act = options.model in ADAPTIVE
-    diverged = bool(result.diverged[index])
+    adaptive, diverged = options.model in ADAPTIVE, bool(result.diverged[index])
     kept = result.states.extra
-    best_update = int(kept.step[index]) if isinstance(kept, training.Best) else None
     steps = float(history["ponder_steps"][-1]) if ran.any() else None
     return {
         "model": group_name(options),
-        "tau": options.tau if act else None,
-        "ponder_budget": options.ponder_budget if act else None,
+        "tau": options.tau if adaptive else None,
+        "ponder_budget": options.ponder_budget if adaptive else None,
         "repeats": options.repeats if options.model == "repeat" else None,
         "seed": options.seed,
         "updates": int(result.states.step[index]),
@@ -44,9 +41,9 @@ def member_summary(
         "smoothed_accuracy": best(history["accuracy"]),
         "mean_ponder_steps": float(history["ponder_steps"].mean()) if ran.any() else None,
         "tau_at_end": float(history["tau"][-1]) if ran.any() else None,
-        "advice": None if diverged else run.advice(options, steps),
+        "advice": None if diverged else halting_advice(options, steps),
         "curve": curve(history),
-        "best_update": best_update,
+        "best_update": int(kept.step[index]) if isinstance(kept, training.Best) else None,
         "evaluation": found,
     }
 
@@ -68,42 +65,33 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
     return thinned
 
 
+def error(found: dict[str, Any]) -> float:
+    """A member's error: bits per character where there are any, or the sequence error rate."""
+    return found["bits_per_character"] if "bits_per_character" in found else found["error"]
+
+
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One printed row a member."""
-    return [
-        {
-            "model": member["model"],
-            "tau": "" if member["tau"] is None else f"{member['tau']:g}",
-            "seed": str(member["seed"]),
-            "updates": f"{member['updates']:,}",
-            "solved at": _solved(member),
-            **_error(member["evaluation"]),
-            "ponder N + R": f"{member['evaluation']['ponder']:.2f}",
-            "mean N": f"{member['evaluation']['ponder_steps']:.2f}",
-        }
-        for member in members
-    ]
+    rows = []
+    for member in members:
+        found = member["evaluation"]
+        name = "bits per character" if "bits_per_character" in found else "error rate"
+        solved = "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
+        tau = "" if member["tau"] is None else f"{member['tau']:g}"
+        row = {"model": member["model"], "tau": tau, "seed": str(member["seed"])}
+        row |= {"updates": f"{member['updates']:,}"}
+        row |= {"solved at": "diverged" if member["diverged"] else solved}
+        row |= {name: f"{error(found):.4f}", "ponder N + R": f"{found['ponder']:.2f}"}
+        rows.append(row | {"mean N": f"{found['ponder_steps']:.2f}"})
+    return rows
 
 
 def advice(members: list[dict[str, Any]]) -> list[str]:
     """What to say of members whose halting is stuck, one sentence for each tau."""
-    return [
-        f"tau {tau:g}: {next(m['advice'] for m in members if m['tau'] == tau and m['advice'])}"
-        for tau in sorted({m["tau"] for m in members if m["advice"]})
-    ]
+    stuck = {m["tau"]: m["advice"] for m in reversed(members) if m["advice"]}
+    return [f"tau {tau:g}: {stuck[tau]}" for tau in sorted(stuck)]
 
 
-def _solved(member: dict[str, Any]) -> str:
-    if member["diverged"]:
-        return "diverged"
-    return "-" if member["solved_at"] is None else f"{member['solved_at']:,}"
-
-
-def _error(found: dict[str, Any]) -> dict[str, str]:
-    if "error" in found:
-        return {"error rate": f"{found['error']:.4f}"}
-    return {"bits per character": f"{found['bits_per_character']:.4f}"}
-
-
-def group_name(options: Options) -> str:
-    return options.model if options.model in ADAPTIVE else label(options)
+def group_name(architecture: Architecture) -> str:
+    """The name of those that one program trains: tau and seed may differ in it."""
+    return architecture.model if architecture.model in ADAPTIVE else label(architecture)

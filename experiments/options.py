@@ -1,31 +1,40 @@
-"""The options that every experiment has, and how a command line becomes a record of them."""
+"""The options of the experiments, in parts, and how a command line becomes a record of them."""
 
 import contextlib
 import dataclasses
 import inspect
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from actjax import budget
+from actjax._checks import check_positive
 from actjax.training import distributed
+from experiments.cells import CELLS
 
 ADAPTIVE = ("act", "lfact")  # models with a time penalty
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+PACE = ("steps", "log_every", "checkpoint_every")
+# where and on what a run is made, which changes none of its numbers
+PLACES = ("out", "resume", "results", "cpu_devices", "coordinator", "process_id", "num_processes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """The network, how it is trained, and where the run is kept."""
-
+class Preset:
     preset: str = "demo"
     """Settings to start from; each option given beside it replaces one of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A recurrent network, and how dear its steps are."""
 
     model: Literal["rnn", "act", "repeat", "lfact"] = "act"
     """Steps of the cell for each input: one (rnn), a learned number (act), a fixed one (repeat), or
     a learned number of layers (lfact)."""
-    cell: Literal["simple", "gru", "lstm"] = "simple"
+    cell: Literal[tuple(CELLS)] = "simple"
     """The recurrent cell: a simple tanh cell, a GRU or an LSTM."""
     hidden: int = 128
     """Units of the cell."""
@@ -56,6 +65,11 @@ class Options:
     lanes: int | None = None
     """Rows computed side by side; sequences wait for one. Default: the batch size."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
     batch_size: int = 128
     """Sequences in an update."""
     learning_rate: float = 1e-3
@@ -71,10 +85,20 @@ class Options:
     checkpoint_every: int = 1000
     """Updates between checkpoints."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is kept."""
+
     out: pathlib.Path | None = None
     """Folder of the run. Default: runs/, then the experiment, the model and the seed."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Flag = False
     """Continue the run in that folder from its last checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Who trains it."""
 
     coordinator: str | None = None
     """For a run of many processes, each started with the same options and its own number: HOST:PORT
@@ -85,111 +109,111 @@ class Options:
     """How many there are."""
 
 
-Config = TypeVar("Config", bound=Options)
+@dataclasses.dataclass(frozen=True)
+class Options(Processes, Place, Training, Architecture, Preset):
+    """What every task has; a task's own options follow."""
 
 
-def parse(experiment: str, presets: Mapping[str, Config], argv: Sequence[str]) -> Config:
+Config = TypeVar("Config")
+
+
+def parse(
+    experiment: str,
+    presets: Mapping[str, Config],
+    argv: Sequence[str],
+    check: Callable[[Config], None],
+) -> Config:
     """Reads a command line: the preset first, then the options given beside it.
 
     Raises:
       ValueError: for an unknown preset or a value out of range.
     """
-    argv = list(argv)
-    name = _given(argv, "--preset") or next(iter(presets))
-    if name not in presets:
-        raise ValueError(f"preset is {name!r}; {experiment} has {', '.join(presets)}")
+    words = [part for word in argv for part in word.split("=", 1)]
+    place = words.index("--preset") + 1 if "--preset" in words else len(words)
+    name = words[place] if place < len(words) else next(iter(presets))
+    require(name in presets, "preset", f"one of {', '.join(presets)} for {experiment}", name)
     default = dataclasses.replace(presets[name], preset=name)
     config = tyro.cli(
         type(default),
         prog=f"python -m experiments {experiment}",
         description=inspect.cleandoc(type(default).__doc__),
         default=default,
-        args=argv,
+        args=list(argv),
     )
     check(config)
     return config
 
 
-def check(config: Options):
+def pick(options: Any, *names: str) -> dict[str, Any]:
+    """The options of these names, to be handed to what takes them by name."""
+    return {name: getattr(options, name) for name in names}
+
+
+def require(holds: bool, name: str, allowed: str, value: Any):
+    """Refuses `value` with one sentence unless it `holds` what is allowed.
+
+    Example:
+      >>> require(2 < 1, "tau", "at least 0", -1.0)
+      Traceback (most recent call last):
+      ValueError: tau must be at least 0, got -1.0.
+    """
+    if not holds:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def check(options: Options):
     """Refuses options out of range, with one sentence."""
-    positive = ("hidden", "repeats", "max_steps", "batch_size", "steps", "log_every")
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    if config.checkpoint_every < 1 or config.checkpoint_every % config.log_every:
-        raise ValueError(
-            f"checkpoint_every is {config.checkpoint_every}; it must be a multiple of "
-            f"log_every = {config.log_every}"
-        )
-    distributed.check(config.coordinator, config.process_id, config.num_processes)
-    processes = config.num_processes or 1
-    if config.devices < 1 or config.batch_size % (config.devices * processes):
-        name = "devices" if processes == 1 else "devices x num_processes"
-        raise ValueError(
-            f"{name} is {config.devices * processes}; it must divide batch_size = "
-            f"{config.batch_size}"
-        )
-    if config.tau < 0:
-        raise ValueError(f"tau is {config.tau}; it must not be negative")
-    if config.ponder_budget is not None:
-        if config.model not in ADAPTIVE:
-            raise ValueError(
-                f"ponder_budget is {config.ponder_budget}; {config.model} has no halting to hold"
-            )
-        if not budget.ONE_STEP < config.ponder_budget < config.max_steps + 1:
-            raise ValueError(
-                f"ponder_budget is {config.ponder_budget}; it must be above 2, the cost of one "
-                f"step, and below max_steps + 1 = {config.max_steps + 1}"
-            )
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate is {config.learning_rate}; it must be above 0")
-    if not 0 < config.epsilon < 1:
-        raise ValueError(f"epsilon is {config.epsilon}; it must be above 0 and below 1")
-    if config.lanes is not None and config.lanes < 1:
-        raise ValueError(f"lanes is {config.lanes}; it must be at least 1")
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}; it must not be negative")
+    for name in ("hidden", "repeats", "max_steps", "batch_size"):
+        check_positive(name, getattr(options, name))
+    check_schedule(options)
+    distributed.check(options.coordinator, options.process_id, options.num_processes)
+    devices = options.devices * (options.num_processes or 1)
+    name = "devices" if options.num_processes in (None, 1) else "devices x num_processes"
+    divides = devices > 0 and options.batch_size % devices == 0
+    require(divides, name, f"a divisor of batch_size = {options.batch_size}", devices)
+    require(options.tau >= 0, "tau", "at least 0", options.tau)
+    if options.ponder_budget is not None:
+        held, most = options.ponder_budget, options.max_steps + 1
+        allowed = f"None for {options.model}, which has no halting to hold"
+        require(options.model in ADAPTIVE, "ponder_budget", allowed, held)
+        allowed = f"above 2, the cost of one step, and below max_steps + 1 = {most}"
+        require(budget.ONE_STEP < held < most, "ponder_budget", allowed, held)
+    require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)
+    require(0 < options.epsilon < 1, "epsilon", "above 0 and below 1", options.epsilon)
+    if options.lanes is not None:
+        check_positive("lanes", options.lanes)
 
 
-def joined(config: Options) -> contextlib.AbstractContextManager[None]:
-    """The block in which the processes of a run work together."""
-    return distributed.joined(
-        config.coordinator, process_id=config.process_id, num_processes=config.num_processes
-    )
+def check_schedule(options: Any):
+    """Refuses counts of updates and seeds that no run can have."""
+    for name in ("steps", "log_every"):
+        check_positive(name, getattr(options, name))
+    multiple = options.checkpoint_every > 0 and options.checkpoint_every % options.log_every == 0
+    allowed = f"a multiple of log_every = {options.log_every}"
+    require(multiple, "checkpoint_every", allowed, options.checkpoint_every)
+    require(options.seed >= 0, "seed", "at least 0", options.seed)
 
 
-def check_one_process(experiment: str, config: Options):
+def check_one_process(experiment: str, options: Processes):
     """Refuses to share among processes what is not made for it."""
-    if config.coordinator is not None:
-        raise ValueError(
-            f"coordinator is {config.coordinator!r}; {experiment} runs in one process, whose "
-            "devices share the networks"
-        )
+    allowed = f"None: {experiment} runs in one process, whose devices share the networks"
+    require(options.coordinator is None, "coordinator", allowed, options.coordinator)
 
 
-def run_folder(experiment: str, config: Options) -> pathlib.Path:
-    """Where the run is kept."""
-    return config.out or pathlib.Path("runs") / experiment / f"{label(config)}-seed{config.seed}"
+def joined(options: Processes) -> contextlib.AbstractContextManager[None]:
+    """The block in which the processes of a run work together."""
+    return distributed.joined(options.coordinator, **pick(options, "process_id", "num_processes"))
 
 
-def label(config: Options) -> str:
+def label(architecture: Architecture) -> str:
     """A short name of the model: "rnn", "repeat-3", "act-tau0.001" or "lfact-tau0.001"."""
-    suffix = {"rnn": "", "repeat": f"-{config.repeats}"}
-    return config.model + suffix.get(config.model, f"-tau{config.tau:g}")
+    suffix = {"rnn": "", "repeat": f"-{architecture.repeats}"}
+    return architecture.model + suffix.get(architecture.model, f"-tau{architecture.tau:g}")
 
 
-def as_json(experiment: str, config: Options) -> dict[str, Any]:
+def as_json(experiment: str, config: Any) -> dict[str, Any]:
     """What the run is a function of, as JSON can hold it: not where it is kept or made."""
-    values = dataclasses.asdict(config)
-    for name in ("out", "resume", "coordinator", "process_id", "num_processes"):
-        del values[name]
-    return {"experiment": experiment, **values}
-
-
-def _given(argv: list[str], option: str) -> str | None:
-    for place, word in enumerate(argv):
-        if word == option and place + 1 < len(argv):
-            return argv[place + 1]
-        if word.startswith(option + "="):
-            return word.removeprefix(option + "=")
-    return None
+    values = dataclasses.asdict(config).items()
+    text = lambda value: str(value) if isinstance(value, pathlib.Path) else value
+    kept = {name: text(value) for name, value in values if name not in PLACES}
+    return {"experiment": experiment, **kept}

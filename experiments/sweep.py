@@ -2,44 +2,42 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import shlex
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
-from jax import Array
 
 from actjax import training
-from actjax.tasks import text
-from actjax.training.ensemble import BATCHING, stack_states, sweep
-from actjax.training.metrics import write_atomically
-from experiments import run, synthetic
-from experiments.ensemble import compact, plain, set_cpu_devices
-from experiments.members import advice, group_name, member_summary, table
-from experiments.network import make_network
-from experiments.options import ADAPTIVE, Options, as_json, check_one_process, parse
-from experiments.options import check as check_options
-from experiments.smoothing import solved_at
-from experiments.tasks import addition, logic, parity, sort, wikipedia
-
-TASKS = {module.TASK.name: module.TASK for module in (parity, logic, addition, sort)}
-TASKS["wikipedia"] = synthetic.Task(
-    name="wikipedia",
-    presets=wikipedia.PRESETS,
-    features=lambda options: (text.SYMBOLS, text.SYMBOLS),
-    sampler=wikipedia.sampler,
-    objective=wikipedia.make_objective,
-    predict=lambda logits: logits.argmax(-1),
-    load=wikipedia.load,
-    score=wikipedia.validation,
-    measure=lambda *arguments: _measure_text(*arguments),
+from actjax._checks import check_choice, check_positive
+from experiments import evaluation, run
+from experiments.members import advice, error, group_name, member_summary, table
+from experiments.options import (
+    ADAPTIVE,
+    Flag,
+    Options,
+    as_json,
+    check,
+    check_one_process,
+    parse,
+    require,
 )
-HELD_OUT_BYTES = 100_000  # that measure a member of a sweep on text
+from experiments.record import (
+    check_file,
+    check_folder,
+    environment,
+    plain,
+    print_table,
+    write_results,
+)
+from experiments.smoothing import solved_at
+from experiments.task import Loaded, Task, asked_for
+
 SUMMARY = "sweep.json"
+MODELS = "rnn, act, repeat, lfact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Grid:
     """Networks for each model and penalty, with seeds counted from 0."""
     solved: float = 0.98
     """A member has solved its task once its smoothed accuracy is this high."""
-    retire: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    retire: Flag = False
     """End a member's training once it has solved its task."""
     batching: str | None = None
     """How a device works on its members: vmap, at once, or map, in turn, the default on a CPU."""
@@ -67,18 +65,21 @@ class Grid:
     """Also write the summary here, a file of a few hundred kilobytes."""
     out: pathlib.Path | None = None
     """Folder of the sweep. Default: runs/sweep-TASK."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Flag = False
     """Continue the sweep in that folder."""
 
 
-def main(argv: list[str]):
+def main(tasks: dict[str, Task], argv: list[str]):
     """Trains the grid, measures every member and writes the summary its figures are drawn from."""
-    task, grid, options = read(argv)
+    task, grid, options = read(tasks, argv)
+    check_file("results", grid.results)
+    check_folder("out", grid.out)
     set_cpu_devices(grid.cpu_devices)
     folder = grid.out or pathlib.Path("runs") / f"sweep-{task.name}"
     groups = plan(grid, options)
-    data = task.load(options)
-    check(task, groups, data)
+    data = run.load(task, options)
+    refuse(task, groups, data)
+    run.check_resumed(folder, grid.resume)
     members, seconds = [], 0.0
     for group in groups:
         rows, spent = run_group(task, grid, group, folder / group_name(group[0]), data)
@@ -93,42 +94,32 @@ def main(argv: list[str]):
         "retire": grid.retire,
         "wall_time_seconds": round(seconds, 1),
         **({"data_sha256": data.sha256} if data.sha256 else {}),
-        **run.environment(),
+        **environment(),
         "members": plain(members),
     }
     training.write_json(folder / SUMMARY, summary)
-    if grid.results is not None:
-        grid.results.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(grid.results, compact(summary))
+    write_results(grid.results, summary)
     place = f"metrics, checkpoints and summary: {folder}"
-    run.show(f"Sweep: {task.name}", table(members), *advice(members), place)
+    print_table(f"Sweep: {task.name}", table(members), *advice(members), place)
 
 
-def read(argv: list[str]) -> tuple[synthetic.Task, Grid, Options]:
+def read(tasks: dict[str, Task], argv: list[str]) -> tuple[Task, Grid, Options]:
     """The command line: the task's name, options of the grid and options of the task."""
-    names = ", ".join(TASKS)
-    if not argv or argv[0] not in TASKS | {"-h": 0, "--help": 0}:
-        raise ValueError(f"a sweep needs a task, one of {names}, as in: sweep parity --tau 1e-3")
-    task = TASKS.get(argv[0])
-    grid, rest = tyro.cli(
-        Grid,
-        prog="python -m experiments sweep TASK",
-        description=f"{Grid.__doc__} TASK is one of {names}.",
-        args=argv[1:] if task else ["--help"],
-        return_unknown_args=True,
-    )
+    tasks = {name: task for name, task in tasks.items() if task.sampler}
+    task, words = asked_for("sweep", tasks, argv)
+    about = f"{Grid.__doc__} TASK is one of {', '.join(tasks)}."
+    prog = {"prog": "python -m experiments sweep TASK", "description": about}
+    grid, rest = tyro.cli(Grid, **prog, args=words, return_unknown_args=True)
     instead = {"--model": "--models", "--devices": "--cpu-devices, or takes all there are"}
     for word in rest:
         if (name := word.split("=")[0]) in instead:
-            raise ValueError(f"{name} is for a single run; a sweep has {instead[name]}")
-    options = parse(task.name, task.presets, rest)
+            raise ValueError(f"{name} is for a single run; a sweep has {instead[name]}.")
+    options = parse(task.name, task.presets, rest, check)
     check_one_process("sweep", options)
-    if grid.batching not in (None, *BATCHING):
-        raise ValueError(f"batching is {grid.batching!r}; it must be one of {', '.join(BATCHING)}")
-    if grid.seeds < 1:
-        raise ValueError(f"seeds is {grid.seeds}; it must be at least 1")
-    if not 0 < grid.solved <= 1:
-        raise ValueError(f"solved is {grid.solved}; it must be above 0 and at most 1")
+    if grid.batching is not None:
+        check_choice("batching", grid.batching, ("vmap", "map"))
+    check_positive("seeds", grid.seeds)
+    require(0 < grid.solved <= 1, "solved", "above 0 and at most 1", grid.solved)
     return task, grid, options
 
 
@@ -153,27 +144,24 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
                 penalties = [one.tau] if grid.tau is None else taus(grid.tau)
                 kinds = [[dataclasses.replace(one, tau=tau) for tau in penalties]]
             case _:
-                raise ValueError(
-                    f"models holds {model!r}; each must be one of rnn, act, repeat, lfact"
-                )
+                raise ValueError(f"models must each be one of {MODELS}, got {model!r}.")
         for kind in kinds:
             seeds = range(options.seed, options.seed + grid.seeds)
             groups.append([dataclasses.replace(o, seed=seed) for o in kind for seed in seeds])
     return groups
 
 
-def check(task: synthetic.Task, groups: list[list[Options]], data: synthetic.Loaded):
+def refuse(task: Task, groups: list[list[Options]], data: Loaded):
     """Refuses what cannot be trained before the first folder is made."""
     names = [group_name(group[0]) for group in groups]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"models and repeats name {', '.join(sorted(twice))} twice")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, "models and repeats", "named once each", ", ".join(twice))
     for member in (member for group in groups for member in group):
-        check_options(member)
-        run.make_controller(member)
+        check(member)
+        run.make_controller(member, member.tau)
     for group in groups:
-        run.input_size(task.sampler(group[0]), data.train)
-        jax.eval_shape(make_member(task, group[0])[1], 0, group[0].tau)
+        jax.eval_shape(task.sampler(group[0]), jax.random.key(0), data.train)
+        jax.eval_shape(run.make_member(task, group[0])[1], 0, group[0].tau)
 
 
 def taus(text: str) -> list[float]:
@@ -191,10 +179,11 @@ def taus(text: str) -> list[float]:
         low, high, count = text.split(":")
         low, high = float(low), float(high)
         count = count if count == "log" else int(count)
+        holds = 0 < low < high and (count == "log" or count > 1)
     except ValueError:
-        raise ValueError(f"tau is {text!r}; a range reads low:high:log or low:high:count") from None
-    if not 0 < low < high or (count != "log" and count < 2):
-        raise ValueError(f"tau is {text!r}; a range needs 0 < low < high and a count of at least 2")
+        holds = False
+    allowed = "low:high:log or low:high:count with 0 < low < high and a count of at least 2"
+    require(holds, "tau", allowed, text)
     if count == "log":
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         grid = [float(f"{i}e{j}") for j in decades for i in range(1, 10)]
@@ -203,11 +192,7 @@ def taus(text: str) -> list[float]:
 
 
 def run_group(
-    task: synthetic.Task,
-    grid: Grid,
-    group: list[Options],
-    folder: pathlib.Path,
-    data: synthetic.Loaded,
+    task: Task, grid: Grid, group: list[Options], folder: pathlib.Path, data: Loaded
 ) -> tuple[list[dict[str, Any]], float]:
     """Trains and measures one group: a summary for each member, and the seconds of training."""
     options = group[0]
@@ -217,106 +202,76 @@ def run_group(
         "retire": grid.solved if grid.retire else None,
         **({"data_sha256": data.sha256} if data.sha256 else {}),
     }
-    training.claim_folder(folder, config, resume=grid.resume)
-    train_step, make_state = make_member(task, options)
+    begun = grid.resume and (folder / run.CONFIG).exists()
+    run.claim(folder, config, dataclasses.replace(options, resume=begun))
+    with run.interruptible(folder):
+        result = train_group(task, grid, group, folder, data)
+    states = result.states
+    networks = states.model if task.score(options) is None else states.extra.model
+    networks = jax.device_put(networks, jax.devices()[0])  # all of them, to be measured there
+    batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
+    measured = data.of_many or data.measured
+    found = run.measure(task, options, networks, measured, batches=batches)
+    if options.model in ADAPTIVE:
+        best = min(range(len(found)), key=lambda i: (error(found[i]), found[i]["ponder"]))
+        network = evaluation.member(networks, best)
+        found[best] |= run.look(task, options, network, measured)
+    rows = [
+        member_summary(grid.solved, member, result, index, found[index])
+        for index, member in enumerate(group)
+    ]
+    return rows, float(result.history["seconds"][-1])
+
+
+def train_group(
+    task: Task, grid: Grid, group: list[Options], folder: pathlib.Path, data: Loaded
+) -> training.Sweep:
+    """The members of a group, as one program."""
+    options = group[0]
+    train_step, make_state = run.make_member(task, options)
 
     def retire(history):
-        return np.array(
-            [
-                solved_at(history["step"], column, grid.solved) is not None
-                for column in history["accuracy"].T
-            ]
-        )
+        solved = [solved_at(history["step"], a, grid.solved) for a in history["accuracy"].T]
+        return np.array([update is not None for update in solved])
 
-    seeds = jnp.array([member.seed for member in group])
-    result = sweep(
+    rows = options.checkpoint_every // options.log_every
+    return run.train_many(
         train_step,
-        stack_states(make_state, seeds, jnp.array([member.tau for member in group])),
-        keys=jax.vmap(jax.random.key)(seeds),
-        steps=options.steps,
+        make_state,
+        options,
+        [member.seed for member in group],
+        [member.tau for member in group],
         data=data.train,
         directory=folder,
-        log_every=options.log_every,
-        rows_per_dispatch=_rows_per_dispatch(options),
-        checkpoint_every=options.checkpoint_every,
+        rows_per_dispatch=max(n for n in range(1, 11) if rows % n == 0),  # whole dispatches
         retire=retire if grid.retire else None,
         batching=grid.batching,
         on_row=run.adviser(options),
         description=f"{task.name} {group_name(options)} x {len(group)}",
     )
-    kept = task.score(options) is not None
-    networks = result.states.extra.model if kept else result.states.model
-    networks = jax.device_put(networks, jax.devices()[0])  # all of them, to be measured there
-    if task.measure:
-        found = task.measure(options, networks, data.measured)
-    else:
-        batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
-        found = synthetic.evaluate(task, options, networks, batches=batches)
-    seconds = float(result.history["seconds"][-1])
-    rows = [
-        member_summary(grid.solved, member, result, index, found[index])
-        for index, member in enumerate(group)
-    ]
-    if task.example and options.model == "act":
-        errors = [(row["evaluation"]["error"], row["evaluation"]["ponder"]) for row in rows]
-        best = errors.index(min(errors))
-        rows[best]["examples"] = synthetic.examples(task, options, networks, best)
-    return rows, seconds
 
 
-def make_member(task: synthetic.Task, options: Options):
-    """One member's `train_step`, and `make_state(seed, tau) -> TrainState`, to be mapped over."""
-    optimizer = optax.adam(options.learning_rate)
-    controller = run.make_controller(options)
-    objective = task.objective(options)
+def set_cpu_devices(count: int):
+    """Asks for `count` CPU devices, or one a core, if no computation has run yet.
 
-    def loss_fn(network, batch, tau_state):
-        loss, metrics = objective(network, batch, tau_state.tau)
-        return loss, {**metrics, "tau": tau_state.tau}
-
-    train_step = training.make_train_step(
-        task.sampler(options),
-        loss_fn,
-        optimizer,
-        control=lambda tau_state, metrics: controller.update(tau_state, metrics["ponder"]),
-    )
-
-    score = task.score(options)
-    if score is not None:
-        train_step = training.keep_best(train_step, score, every=options.log_every)
-
-    def make_state(seed: Array, tau: Array) -> training.TrainState:
-        member = dataclasses.replace(options, seed=seed, tau=tau)
-        network = make_network(member, *task.features(options))
-        state = training.init_state(network, optimizer, run.make_controller(member).init())
-        return state if score is None else training.with_best(state)
-
-    return train_step, make_state
-
-
-def _measure_text(options: wikipedia.Wikipedia, networks, test: wikipedia.Test):
-    """Every member on the start of the held-out text, the best with stretches of it to look at."""
-    start = jax.tree.map(lambda leaf: leaf[: HELD_OUT_BYTES // options.window], test.batch)
-    test = test._replace(batch=start)
-    found = []
-    for index in range(len(jax.tree.leaves(networks)[0])):
-        network = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
-        found.append(wikipedia.measure(network, test, options))
-    if options.model in ADAPTIVE:
-        best = min(range(len(found)), key=lambda index: found[index]["bits_per_character"])
-        network = jax.tree.map(lambda leaf: leaf[best], networks)
-        found[best]["stretches"] = wikipedia.stretches(network, test.text)
-    return found
-
-
-def _rows_per_dispatch(options: Options) -> int:
-    """As many as ten, in a whole number of dispatches between checkpoints."""
-    rows = options.checkpoint_every // options.log_every
-    return max(count for count in range(1, 11) if rows % count == 0)
+    Each then works on one thread: members side by side use the cores better than one member's small
+    matrix products cut up between them.
+    """
+    require(count >= 0, "cpu_devices", "at least 0", count)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags:  # the caller has asked already
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        jax.config.update("jax_num_cpu_devices", count or cores)
+    except RuntimeError:  # the devices are there already, with a program that called this one
+        return
+    if (count or cores) > 1:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def _numbers(name: str, text: str, kind) -> list:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be numbers separated by commas") from None
+        raise ValueError(f"{name} must be numbers separated by commas, got {text!r}.") from None

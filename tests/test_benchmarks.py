@@ -14,16 +14,16 @@ BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch, quick_compilation):
+def bench(monkeypatch, quick_compilation):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ponder
 
     return ponder
 
 
-def test_quick_run(benchmark, tmp_path, capsys):
+def test_quick_run(bench, tmp_path, capsys):
     out = tmp_path / "results" / "ponder.json"
-    benchmark.main(["--quick", "--setting", "parity", "--out", str(out)])
+    bench.main(["--quick", "--setting", "parity", "--out", str(out)])
     result = json.loads(out.read_text())
     assert {"device", "versions", "cpu", "load_average", "commit", "settings"} <= set(result)
 
@@ -51,20 +51,26 @@ def test_quick_run(benchmark, tmp_path, capsys):
     assert "Figures asked" in capsys.readouterr().out
 
 
-def test_schedule(benchmark):
+def test_schedule(bench):
     steps = np.array([[4], [1], [1], [3]])
-    assert benchmark.schedule(steps, 4) == 4
-    assert benchmark.schedule(steps, 2) == 5  # the second lane takes the last three
-    assert benchmark.schedule(steps, 1) == 9
+    assert bench.schedule(steps, 4) == 4
+    assert bench.schedule(steps, 2) == 5  # the second lane takes the last three
+    assert bench.schedule(steps, 1) == 9
 
 
-def test_unknown_setting(benchmark, capsys):
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(bench, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--setting", "parities"])
+        bench.main(["--quick", "--out", str(tmp_path)])
+    assert "out must be a file, not a folder, got '" in capsys.readouterr().err
+
+
+def test_unknown_setting(bench, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--setting", "parities"])
     assert "parities" in capsys.readouterr().err
 
 
-def test_conformance(benchmark):
+def test_conformance(bench):
     import conformance
 
     cases = {"bias 1": 1.0, "at M": -10.0}
@@ -84,7 +90,7 @@ def test_conformance(benchmark):
     assert row["steps"] == 1 and row["cosine_task"] == -1 and row["weights"] == 0
 
 
-def test_peers_without_pytorch(benchmark, monkeypatch):
+def test_peers_without_pytorch(bench, monkeypatch):
     import peers
 
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from actjax.learned.problems import Images, convolutional
+from actjax.learned.problems import Images
 from actjax.learned.problems.classifier import _convolve
-from experiments.learned import cifar10, classifiers
+from experiments.learned import baselines, compare
+from experiments.learned.problems import PROBLEMS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {
@@ -38,14 +39,15 @@ def test_a_product_of_patches_is_the_convolution():
 
 
 def test_two_updates_of_the_cifar10_experiment(tmp_path, monkeypatch):
-    monkeypatch.setattr(classifiers, "RATES", (1e-2, 1e-1))
+    monkeypatch.setattr(baselines, "IMAGE_RATES", (1e-2, 1e-1))
     rng = np.random.default_rng(0)
     images = Images(
         jnp.asarray(rng.integers(0, 256, (32, 32, 32, 3)), jnp.uint8),
         jnp.asarray(rng.integers(0, 10, 32), jnp.int32),
     )
-    options = dataclasses.replace(cifar10.DEMO, out=tmp_path / "run", **SMALL)
-    classifiers.main("cifar10", options, convolutional(), (images, images))
+    problem = PROBLEMS["cifar10"]
+    options = dataclasses.replace(problem.presets["demo"], out=tmp_path / "run", **SMALL)
+    compare.compare("cifar10", problem, options, (images, images))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["meta_updates"] == 2 and result["learned"]["sum"] > 0
     assert {"final", "summed"} == result["baselines"]["adam"].keys()

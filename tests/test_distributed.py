@@ -198,14 +198,11 @@ def test_an_experiment_of_two_processes_is_written_once_and_one_can_go_on(tmp_pa
 def train_here(argv):
     """The experiment's training alone, in this process."""
     from experiments import run  # here: the processes of this file start sooner without
-    from experiments.network import make_network
-    from experiments.options import parse
-    from experiments.tasks import parity  # here: the processes of this file start sooner without
+    from experiments.options import check, parse
+    from experiments.tasks import parity
 
-    task = parity.TASK
-    options = parse(task.name, task.presets, argv[1:])
-    network = make_network(options, *task.features(options))
-    run.train(task.name, options, network, task.sampler(options), task.objective(options))
+    options = parse("parity", parity.PRESETS, argv[1:], check)
+    run.fit(parity.TASK, options, run.load(parity.TASK, options))
 
 
 def experiment(argv):
@@ -225,7 +222,10 @@ AT = ["--coordinator", "localhost:1"]
         ([*AT, "--num-processes", "2"], "coordinator must come with process_id, got 'localhost"),
         ([*AT, "--process-id", "2", "--num-processes", "2"], "process_id must be from 0 to"),
         ([*AT, "--process-id", "0", "--num-processes", "0"], "num_processes must be at"),
-        ([*AT, "--process-id", "0", "--num-processes", "3"], "devices x num_processes is 3; it"),
+        (
+            [*AT, "--process-id", "0", "--num-processes", "3"],
+            "devices x num_processes must be a divisor of",
+        ),
         (["--coordinator", "here"], "coordinator must come with process_id, got 'here'"),
     ],
 )

@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 from actjax import LFACT
+from experiments import tasks
 from experiments.__main__ import main
-from experiments.show import plots, report
-from experiments.show.plots import lfact
+from experiments.show import finance as lfact
+from experiments.show import papers, report
+from experiments.task import make_layered_objective
 from experiments.tasks import finance, forecast, prices
 
 SMALL = (
@@ -82,13 +84,13 @@ def test_figures_and_report(results):
     assert main(["figures", "finance", "--results", str(results)]) == 0
     drawn = {path.stem for path in (results / "finance").glob("*.png")}
     assert drawn == set(lfact.FIGURES)
-    page = report.build(results)
+    page = report.build(tasks.known(), results)
     assert page.count("<img") == len(lfact.FIGURES) and "<h2 id=finance>" in page
     assert "python -m experiments finance" in page and "+14.1 %" in page
 
 
 def test_comparisons_take_members_of_equal_settings(results):
-    members = plots.members("finance", results)
+    members = papers.members("finance", results)
     usual = lfact.usual(members)
     assert len(members) == 4 * 6 and len(usual) == 12
     assert {(m["model"], m["mu"]) for m in usual} == {("rnn", None), ("lfact", 0.1)}
@@ -105,11 +107,12 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
 
     @jax.jit
     def apply(network):
-        found = network(batch.inputs)
+        _, _, layers = network.with_layers(batch.inputs)
         weights = ((0.0, "sum"), (0.5, "sum"), (0.5, "mean"))
-        values = [forecast.make_loss(0.0, mu, kind)(network, batch)[0] for mu, kind in weights]
-        log_p = jax.nn.log_softmax(network.read(found.layers.states))
-        return values, log_p, found.layers.count
+        objectives = [make_layered_objective(mu, kind, lambda *_: {}) for mu, kind in weights]
+        values = [objective(network, batch, 0.0)[0] for objective in objectives]
+        log_p = jax.nn.log_softmax(network.read(layers.states))
+        return values, log_p, layers.count
 
     (plain, weighed, averaged), log_p, count = apply(network)
     by_layer = np.zeros((3, 4, 3))
@@ -126,15 +129,15 @@ def test_layers_that_ran_are_in_the_loss_and_no_others():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--instance", "3"], "instance is '3'; it must be all or one of 0, 1, 2"),
-        (["--steps", "9"], "steps is 9; it must be at least log_every = 50, after which"),
-        (["--seeds", "0"], "seeds is 0; it must be at least 1"),
-        (["--mu", "-1"], "mu is -1.0; it must not be negative"),
-        (["--train-on", "20"], "train_on is 20; it must be 21 to 1000 rows"),
-        (["--train", "5000"], "need 5500"),
-        (["--thresholds", "1", "0"], "thresholds are (1.0, 0.0); they must be ascending"),
-        (["--prices", "nowhere.csv"], "path must be a file that can be read, got 'nowhere.csv'"),
-        (["--test", "10"], "test has 10 rows; a window needs at least 20"),
+        (["--instance", "3"], "instance must be 'all' or '0' or '1' or '2', got '3'."),
+        (["--steps", "9"], "steps must be at least log_every = 50, after which"),
+        (["--seeds", "0"], "seeds must be an integer of at least 1, got 0."),
+        (["--mu", "-1"], "mu must be at least 0, got -1.0."),
+        (["--train-on", "20"], "train_on must be 21 to 1000 rows, got 20."),
+        (["--train", "5000"], "prices must be at least 5500 rows of returns"),
+        (["--thresholds", "1", "0"], "thresholds must be ascending, at least one, got (1.0, 0.0)."),
+        (["--prices", "nowhere.csv"], ", got 'nowhere.csv': No such file"),
+        (["--test", "10"], "test must be at least 20 rows, as a window needs, got 10."),
     ],
 )
 def test_wrong_arguments_are_refused(options, message, capsys, tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actjax import losses
-from experiments.data import load_prices
 from experiments.tasks import prices
+from experiments.tasks.finance import load_prices
 
 NAMES = ("AAA", "BBB", "CCC")
 
@@ -51,29 +51,46 @@ def test_plain_and_packed_files_and_timestamps(tmp_path):
         np.testing.assert_array_equal(np.diff(found.dates).astype(int), 300)
 
 
+def test_what_pandas_writes_is_read_whatever_the_instruments_are_called(tmp_path):
+    names = ("600519", "NAN", "INF", "1e5")
+    rows = [["", *names], ["2020-01-01", *"1234"], ["2020-01-02", *"5678"]]
+    found = prices.read(write(tmp_path / "p.csv", rows))
+    assert found.names == names
+    np.testing.assert_array_equal(found.values, [[1, 2, 3, 4], [5, 6, 7, 8]])
+
+
 def test_timestamps_of_several_zones_are_put_in_order(tmp_path):
     rows = table(2)
     rows[1][0], rows[2][0] = "2020-01-01T09:00:00+08:00", "2020-01-01T09:00:00+05:00"
     found = prices.read(write(tmp_path / "a.csv", rows))
     assert np.diff(found.dates).astype(int).tolist() == [3 * 3600]
-    with pytest.raises(ValueError, match=r"row 3, column 'Date': the date .* is before that of"):
+    with pytest.raises(
+        ValueError, match=r"must hold dates that ascend, .* after a later one in row 3"
+    ):
         prices.read(write(tmp_path / "b.csv", [rows[0], rows[2], rows[1]]))
 
 
 @pytest.mark.parametrize(
     ("row", "column", "cell", "sentence"),
     [
-        (3, 2, "", "row 3, column 'BBB': it is empty, and every row needs a price"),
-        (3, 2, "n/a", "row 3, column 'BBB': 'n/a' is not a price"),
-        (2, 1, "0", "row 2, column 'AAA': the price 0 is not above 0 and finite"),
-        (6, 3, "-1.5", "row 6, column 'CCC': the price -1.5 is not above 0 and finite"),
-        (4, 1, "nan", "row 4, column 'AAA': the price nan is not above 0 and finite"),
-        (4, 0, "2020-01-02", "row 4, column 'Date': the date 2020-01-02 is there twice"),
-        (5, 0, "2020-01-02", "row 5, column 'Date': the date 2020-01-02 is before that of the row"),
-        (4, 0, "soon", "row 4, column 'Date': 'soon' is not a date such as"),
-        (1, 2, "AAA", "row 1, column 3: the name 'AAA' is there twice"),
-        (1, 2, "1.5", "row 1, column 3: '1.5' is no name of an instrument"),
-        (4, 3, "1,2", "row 4: it has 5 cells, the header has 4"),
+        (3, 2, "", "a price above 0 in every cell, got '' in row 3, column 'BBB' of"),
+        (3, 2, "n/a", "a price above 0 in every cell, got 'n/a' in row 3, column 'BBB' of"),
+        (2, 1, "0", "a price above 0 in every cell, got '0' in row 2, column 'AAA' of"),
+        (6, 3, "-1.5", "a price above 0 in every cell, got '-1.5' in row 6, column 'CCC' of"),
+        (4, 1, "nan", "a price above 0 in every cell, got 'nan' in row 4, column 'AAA' of"),
+        (
+            4,
+            0,
+            "2020-01-02",
+            "ascend, got '2020-01-02' for the second time in row 4, column 'Date'",
+        ),
+        (5, 0, "2020-01-02", "ascend, got '2020-01-02' after a later one in row 5, column 'Date'"),
+        (4, 0, "soon", "dates such as 2008-01-02 09:35, got 'soon' in row 4, column 'Date' of"),
+        (4, 0, "2020-01-03T00:00Z", "a time zone with every date or with none, got '2020-01-03T00"),
+        (1, 2, "AAA", "name every column once, got 'AAA' in row 1, column 3 of"),
+        (1, 2, "", "name every instrument, got '' in row 1, column 3 of"),
+        (1, 0, "2020-01-01", "name its columns in the first row, got '2020-01-01' in row 1 of"),
+        (4, 3, "1,2", "have 4 cells in a row, as the header, got 5 in row 4 of"),
     ],
 )
 def test_a_cell_that_cannot_serve_is_refused_by_row_and_column(
@@ -83,20 +100,23 @@ def test_a_cell_that_cannot_serve_is_refused_by_row_and_column(
     rows[row - 1][column] = cell
     with pytest.raises(ValueError) as refusal:
         prices.read(write(tmp_path / "p.csv", rows))
-    assert sentence in str(refusal.value) and "p.csv" in str(refusal.value)
+    said = str(refusal.value)
+    assert said.startswith("data file must ") and sentence in said and "p.csv" in said
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is empty"),
-        (b"\n\n", "row 1: it has 0 columns; it needs a date and an instrument"),
-        (b"Date,A\n2020-01-01,1\n", "has 1 rows of prices; it needs 2"),
-        (b"Date,\xff\n", "is not text in UTF-8"),
-        (b'Date,A\n2020-01-01,"1\n', "row 2: unexpected end of data"),
-        (gzip.compress(b"Date,A\n" * 50)[:-9], "is truncated or damaged"),
+        (b"", "empty"),
+        (b"\n\n", r"a column of dates and one an instrument, got \[\] in row 1"),
+        (b"Date;A;B\n2020-01-01;1;2\n", "separate its columns by commas, got ';' in row 1"),
+        (b"Date\tA\n2020-01-01\t1\n", r"separate its columns by commas, got '\\t' in row 1"),
+        (b"Date,A\n2020-01-01,1\n", "hold at least 2 rows of prices, got 1 in"),
+        (b"Date,\xff\n", "must be text in UTF-8"),
+        (b'Date,A\n2020-01-01,"1\n', "must be CSV, got 'unexpected end of data' in row 2"),
+        (gzip.compress(b"Date,A\n" * 50)[:-9], "truncated or damaged"),
     ],
-    ids=["empty", "blank", "short", "latin", "quote", "cut-gzip"],
+    ids=["empty", "blank", "semicolons", "tabs", "short", "latin", "quote", "cut-gzip"],
 )
 def test_a_file_that_cannot_serve_is_refused(tmp_path, content, sentence):
     (tmp_path / "p.csv").write_bytes(content)
@@ -120,23 +140,29 @@ def test_instances_in_weeks_begin_on_mondays():
     for part in split:
         assert found.dates[part.start + 1].astype("datetime64[D]").astype(object).weekday() == 0
     with pytest.raises(
-        ValueError, match=r"prices have 14 weeks of returns; 3 instances .* need 53"
+        ValueError, match=r"prices must be at least 53 weeks of returns for 3 instances .*, got 14"
     ):
         prices.walk_forward(found, train=49, validation=1, test=1, unit="weeks")
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(ValueError, match=r"119 rows of returns; 3 instances of .* need 1500"):
+    with pytest.raises(
+        ValueError, match=r"at least 1500 rows of returns for 3 instances of .*, got 119"
+    ):
         prices.walk_forward(random_prices())
     split = prices.Split(range(20), range(20, 29), range(29, 60))
-    with pytest.raises(ValueError, match="train has 20 rows; a window needs at least 21"):
+    with pytest.raises(
+        ValueError, match="train must be at least 21 rows, as a window needs, got 20"
+    ):
         prices.prepare(random_prices(), split)
     split = split._replace(train=range(30))
-    with pytest.raises(ValueError, match="validation has 9 rows; a window needs at least 10"):
+    with pytest.raises(
+        ValueError, match="validation must be at least 10 rows, as a window needs, got 9"
+    ):
         prices.prepare(random_prices(), split, mode="seq2seq")
     still = random_prices()
     still.values[:31, 1] = 1.5
-    with pytest.raises(ValueError, match="column 'BBB' does not change during training"):
+    with pytest.raises(ValueError, match="changing during training in every column, got 'BBB'"):
         prices.prepare(still, split, window=5)
 
 
@@ -192,7 +218,7 @@ def test_thresholds_are_deviations_of_the_training_rows():
             z = (change[i] - mean) / deviation
             assert instance.test.classes[place + 1, k] == (z >= -1.5) + (z >= 0)
             np.testing.assert_allclose(instance.test.inputs[place + 1, k], z, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"thresholds are .*; they must be ascending"):
+    with pytest.raises(ValueError, match=r"thresholds must be ascending"):
         prices.prepare(found, split, thresholds=(1.0, -1.0))
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from actjax.tasks import text
-from experiments.tasks import prices
 
 EMBEDDED = pathlib.Path(__file__).with_name("enwiki.xml.bz2")
 DAILY_CLOSES = pathlib.Path(__file__).with_name("etf_daily_closes.csv.gz")
@@ -36,7 +35,7 @@ def load_text(source: str) -> np.ndarray:
 
     Args:
       source: "wikipedia" for the text shipped with the repository, "enwik8" for the Hutter prize
-        file, downloaded once, or the path of a file (plain, .bz2, .gz or .zip).
+        file, downloaded once, or the path of a file, plain or packed.
 
     Raises:
       ValueError: where the file cannot serve, the download fails or its checksum is wrong.
@@ -46,19 +45,6 @@ def load_text(source: str) -> np.ndarray:
     if source in DOWNLOADS and not pathlib.Path(source).exists():
         return text.read(download(source, DOWNLOADS[source], cache_folder()))
     return text.read(source)
-
-
-def load_prices(source: str) -> prices.Prices:
-    """Prices of several instruments.
-
-    Args:
-      source: "etf" for the daily closes of 22 ETFs shipped with the repository, or the path of a
-        file as `prices.read` wants it.
-
-    Raises:
-      ValueError: where the file cannot serve.
-    """
-    return prices.read(DAILY_CLOSES if source == "etf" else source)
 
 
 def cache_folder() -> pathlib.Path:
@@ -83,15 +69,15 @@ def download(name: str, wanted: Download, folder: pathlib.Path) -> pathlib.Path:
         except (urllib.error.URLError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise ValueError(
-                f"{name} cannot be downloaded from {wanted.url} ({reason}); fetch it where there "
-                "is a network and pass its path with --data, or leave --data out for the text "
-                "shipped with the repository"
+                f"{name} must be within reach of a download, got {reason} at {wanted.url!r}: "
+                "fetch it where there is a network and pass its path with --data, or leave --data "
+                "out for what is shipped with the repository."
             ) from error
         partial.replace(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != wanted.sha256:
         raise ValueError(
-            f"{str(path)!r} is not {name}: its sha256 is {found}, expected {wanted.sha256}; "
-            "delete it to download it again"
+            f"{name} must have the sha256 {wanted.sha256}, got {found} of {str(path)!r}: "
+            "delete it to download it again."
         )
     return path

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from actjax.learned.problems.family import Family
+from experiments.learned.options import LearnedOptions
 
 MAKE = {
     "sgd": optax.sgd,
@@ -18,7 +19,9 @@ MAKE = {
     "adam": optax.adam,
     "adam9": functools.partial(optax.adam, b1=0.9, b2=0.9),
 }
-GRID = tuple(10.0 ** (k / 4) for k in range(-10, 3))  # quarter decades
+RATES = tuple(10.0 ** (k / 4) for k in range(-10, 3))  # quarter decades
+IMAGE_RATES = tuple(10.0 ** (k / 4) for k in range(-12, 1))
+TUNING_SEED = 11
 
 
 def curves(
@@ -62,19 +65,18 @@ def curves(
 def tune(
     make_family,
     name: str,
+    options: LearnedOptions,
     *,
-    count: int,
-    steps: int,
-    seed: int,
     data: Any = (),
-    grid: tuple[float, ...] = GRID,
+    grid: tuple[float, ...] = RATES,
 ) -> dict[str, float]:
     """The learning rates with the lowest mean final and mean summed loss on held-out problems."""
 
     @jax.jit
     def run(learning_rate, data):
-        key = jax.random.key(seed)
-        found = curves(make_family, name, learning_rate, key, count=count, steps=steps, data=data)
+        sizes = {"count": options.tuning_size, "steps": options.horizon, "data": data}
+        key = jax.random.key(TUNING_SEED)
+        found = curves(make_family, name, learning_rate, key, **sizes)
         return found[-1].mean(), found.mean(1).sum()
 
     scores = np.array([run(rate, data) for rate in grid], np.float64)

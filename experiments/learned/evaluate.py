@@ -1,9 +1,5 @@
 """Testing an optimizer on fresh problems: loss curves, halting, and the frontier of stop rules."""
 
-import dataclasses
-import importlib
-import pathlib
-import time
 from typing import Any
 
 import jax
@@ -11,23 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from actjax import training
-from actjax.learned import meta
-from actjax.learned.stopping import (
-    at_step,
-    first_step,
-    halting_states,
-    oracle_steps,
-    plateau_steps,
-)
-from experiments import run
-from experiments.learned import COMMANDS
+from actjax.learned import meta, stopping
+from actjax.learned.problems import Images
+from actjax.learned.problems.classifier import Model, accuracy
+from actjax.learned.stopping import at_step, first_step, halting_states, oracle_steps
+from actjax.learned.transform import default_rule
 from experiments.learned.options import LearnedOptions
-from experiments.learned.train import load_optimizer, make_optimizer, posterior, read_config
+from experiments.learned.train import posterior
 
 TEST_SEED = 2017
 CHUNK = 2000
 MILESTONES = (10, 30, 50, 100, 200)
+
+
+def test_keys(options: LearnedOptions, *, rounds: bool = True) -> tuple[int, list[jax.Array]]:
+    """How many fresh problems are tested at once, and the key of each such round."""
+    key = jax.random.key(TEST_SEED)
+    if not rounds:
+        return options.test_size, [key]
+    count = min(CHUNK, options.test_size)
+    return count, [jax.random.fold_in(key, n) for n in range(-(-options.test_size // count))]
 
 
 def test_curves(
@@ -51,14 +50,38 @@ def test_curves(
         _, (losses, scores, norms) = jax.lax.scan(step, rollout, length=steps)
         return losses.T, scores.T, norms.T, difficulty
 
-    key = jax.random.key(TEST_SEED)
-    rounds = -(-options.test_size // CHUNK)
-    parts = [chunk(learned, jax.random.fold_in(key, n), data) for n in range(rounds)]
+    _, keys = test_keys(options)
+    parts = [chunk(learned, key, data) for key in keys]
     names = ("losses", "scores", "norms", "difficulty")
     return {
         name: np.concatenate([np.asarray(part[j]) for part in parts])[: options.test_size]
         for j, name in enumerate(names)
     }
+
+
+def image_curves(
+    learned, make_family, model: Model, options: LearnedOptions, data
+) -> list[np.ndarray]:
+    """Held-out losses, halting scores and test accuracy after each step: [problems, steps] each."""
+    count, (key,) = test_keys(options, rounds=False)
+
+    @jax.jit
+    def curves(learned, data):
+        family = make_family(data)
+        heldout = jax.vmap(family.validation, in_axes=(-1, -1, 0))
+        images = Images(data[1].images[:1000], data[1].labels[:1000])
+        rollout = meta.start(learned.network, family, key, count)
+
+        def step(rollout, _):
+            rollout, row = meta.optimizer_step(learned, family, rollout)
+            keys = jax.vmap(lambda k: jax.random.fold_in(k, rollout.step))(rollout.keys)
+            score = heldout(rollout.params, rollout.data, keys)
+            right = jax.vmap(lambda p: accuracy(model, p, images), in_axes=-1)(rollout.params)
+            return rollout, (score, row.scores, right)
+
+        return jax.lax.scan(step, rollout, length=options.test_steps)[1]
+
+    return [np.asarray(rows).T for rows in curves(learned, data)]
 
 
 def summarise(losses: np.ndarray) -> dict[str, Any]:
@@ -69,13 +92,9 @@ def summarise(losses: np.ndarray) -> dict[str, Any]:
         low, median, high = np.quantile(here, (0.1, 0.5, 0.9))
         with np.errstate(invalid="ignore"):  # a baseline may have diverged on some problem
             error = here.std() / np.sqrt(len(here))
-        rows[str(step)] = {
-            "mean": float(here.mean()),
-            "standard_error": float(error),
-            "median": float(median),
-            "quantile_10": float(low),
-            "quantile_90": float(high),
-        }
+        row = {"mean": here.mean(), "standard_error": error, "median": median}
+        row |= {"quantile_10": low, "quantile_90": high}
+        rows[str(step)] = {name: float(value) for name, value in row.items()}
     return rows
 
 
@@ -87,40 +106,29 @@ def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, 
     belief = posterior(options)
     states = halting_states(belief, scores)
     q = np.asarray(jnp.exp(belief.log_posterior(scores)))
-    frontier = {
-        "mass": sweep(losses, [first_step(states.mass > m) for m in np.linspace(0.02, 0.98, 33)]),
-        "price": sweep(losses, [first_step(states.gain < g) for g in price_margins(states)]),
-        "fixed": [
-            {"steps": float(t), "loss": float(losses[:, t - 1].mean())}
-            for t in range(1, horizon + 1)
-        ],
-        "gradient_norm": sweep(
-            losses,
-            [first_step(norms < n) for n in np.quantile(np.asarray(norms), np.linspace(0, 1, 33))],
-        ),
-        "plateau": sweep(
-            losses, [plateau_steps(losses, tol) for tol in np.geomspace(1e-6, 1.0, 33)]
-        ),
-        "oracle": sweep(losses, [oracle_steps(losses, p) for p in np.geomspace(1e-5, 0.3, 33)]),
+    margins = np.quantile(np.asarray(states.gain), np.linspace(0.01, 0.99, 33))
+    least = np.quantile(np.asarray(norms), np.linspace(0, 1, 33))
+    stops = {
+        "mass": [first_step(states.mass > mass) for mass in np.linspace(0.02, 0.98, 33)],
+        "price": [first_step(states.gain < margin) for margin in margins],
+        "gradient_norm": [first_step(norms < norm) for norm in least],
+        "plateau": [stopping.plateau_steps(losses, tol) for tol in np.geomspace(1e-6, 1.0, 33)],
+        "oracle": [oracle_steps(losses, price) for price in np.geomspace(1e-5, 0.3, 33)],
     }
-    from actjax.learned.transform import default_rule
-
+    frontier = {rule: sweep(losses, every) for rule, every in stops.items()}
+    means = losses.mean(0)
+    frontier["fixed"] = [{"steps": t + 1.0, "loss": float(x)} for t, x in enumerate(means)]
     steps = first_step(jnp.broadcast_to(default_rule(belief)(states), losses.shape))
     stopped = at_step(losses, steps)
     price = step_price(options)
     best = oracle_steps(losses, price)
-    fixed = losses.mean(0) + price * jnp.arange(1, horizon + 1)
+    fixed = means + price * jnp.arange(1, horizon + 1)
     constant = int(jnp.argmin(fixed)) + 1
     order = found["difficulty"]
     shown = np.quantile(np.arange(min(len(order), 200)), (0.05, 0.5, 0.95)).astype(int)
     return {
         "posterior_mean_over_problems": q.mean(0).tolist(),
-        "steps": {
-            "mean": float(steps.mean()),
-            "sd": float(steps.std()),
-            "min": int(steps.min()),
-            "max": int(steps.max()),
-        },
+        "steps": spread(steps) | {"min": int(steps.min()), "max": int(steps.max())},
         "loss_at_halt": float(stopped.mean()),
         "loss_at_halt_standard_error": float(stopped.std() / np.sqrt(len(order))),
         "loss_at_horizon": float(losses[:, -1].mean()),
@@ -143,6 +151,24 @@ def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, 
     }
 
 
+def image_halting(options: LearnedOptions, heldout, scores, right) -> dict[str, Any]:
+    """Where the default rule stops, and what that costs in accuracy."""
+    belief, horizon = posterior(options), options.horizon
+    states = halting_states(belief, jnp.asarray(scores[:, :horizon]))
+    steps = first_step(jnp.broadcast_to(default_rule(belief)(states), scores[:, :horizon].shape))
+    return {
+        "steps": spread(steps),
+        "heldout_loss": spread(at_step(jnp.asarray(heldout), steps)),
+        "test_accuracy": spread(at_step(jnp.asarray(right), steps)),
+        "test_accuracy_at_horizon": spread(right[:, horizon - 1]),
+    }
+
+
+def spread(values) -> dict[str, float]:
+    values = np.asarray(values, np.float64)
+    return {"mean": float(values.mean()), "sd": float(values.std())}
+
+
 def step_price(options: LearnedOptions) -> float:
     """What the objective charges for a step, in units of the loss."""
     if options.halting == "graves":
@@ -151,17 +177,13 @@ def step_price(options: LearnedOptions) -> float:
     return -share * options.kl_weight * float(np.log(options.nu))
 
 
-def price_margins(states) -> np.ndarray:
-    return np.quantile(np.asarray(states.gain), np.linspace(0.01, 0.99, 33))
-
-
 def sweep(losses, stops) -> list[dict[str, float]]:
     """Mean steps and mean loss of each setting of a rule."""
-    rows = []
-    for steps in stops:
-        here = at_step(losses, steps)
-        rows.append({"steps": float(steps.mean()), "loss": float(here.mean())})
-    return sorted(rows, key=lambda row: row["steps"])
+    mean = lambda steps: {
+        "steps": float(steps.mean()),
+        "loss": float(at_step(losses, steps).mean()),
+    }
+    return sorted(map(mean, stops), key=lambda row: row["steps"])
 
 
 def spearman(a, b) -> float | None:
@@ -189,63 +211,3 @@ def dominance(frontier: dict[str, Any], rule: str, *, low: float = 0.05) -> dict
         "smallest_gain": min(gains),
         "mean_gain": float(np.mean(gains)),
     }
-
-
-def main(argv: list[str]):
-    """`evaluate RUN`: tests the optimizer kept in a run's folder again and redraws its figures."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise ValueError("evaluate takes the folder of one run: python -m experiments evaluate RUN")
-    folder = pathlib.Path(argv[0])
-    config = read_config(folder)
-    name = config.pop("experiment")
-    if name not in COMMANDS:
-        raise ValueError(f"run is {str(folder)!r}; it holds the experiment {name!r}")
-    module = importlib.import_module(COMMANDS[name][0])
-    kind = type(next(iter(module.PRESETS.values())))
-    paths = {"network_from"}
-    known = {field.name for field in dataclasses.fields(kind)}
-    values = {k: v for k, v in config.items() if k in known}
-    values |= {k: pathlib.Path(values[k]) for k in paths & values.keys() if values[k] is not None}
-    options = dataclasses.replace(kind(**values), out=folder)
-    groups = module.groups(options) if hasattr(module, "groups") else ()
-    learned = load_optimizer(folder, make_optimizer(options, groups))
-    module.report(options, learned, folder)
-
-
-def write(
-    experiment: str, options: LearnedOptions, folder: pathlib.Path, found: dict[str, Any], seconds
-) -> pathlib.Path:
-    """Writes the results of a test beside the run."""
-    from experiments.learned.options import as_json
-
-    rows = training.read_metrics(folder / "metrics.jsonl")
-    result = {
-        "experiment": experiment,
-        "config": as_json(experiment, options),
-        **found,
-        "meta_updates": rows[-1]["step"] if rows else 0,
-        "training_seconds": rows[-1]["seconds"] if rows else 0.0,
-        "test_seconds": round(seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": command(),
-        **run.environment(),
-    }
-    path = folder / "result.json"
-    training.write_json(path, finite(result))
-    return path
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for what JSON cannot hold: the mean of a baseline that diverged, say."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def command() -> str:
-    import shlex
-    import sys
-
-    return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])

@@ -3,20 +3,11 @@
 import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-NAMES = {
-    "lstm": "LSTM optimizer",
-    "sgd": "SGD",
-    "nag": "Nesterov",
-    "rmsprop": "RMSprop",
-    "adam": "Adam",
-    "adam9": "Adam (.9, .9)",
-}
+from experiments.show.learned import NAMES
+from experiments.show.style import plt
+
 RULES = {
     "mass": ("mass rule", "tab:blue", "o"),
     "price": ("price rule", "tab:cyan", "s"),
@@ -39,55 +30,33 @@ def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, np.ndarray]], *,
         axes.plot(steps, rows["mean"], label=f"{NAMES.get(name, name)}, mean", **style)
         if learned:
             axes.plot(steps, rows["median"], color="black", linestyle=":", label="median")
-            axes.fill_between(
-                steps, rows["low"], rows["high"], color="black", alpha=0.12, label="10 to 90 %"
-            )
+            band = {"color": "black", "alpha": 0.12, "label": "10 to 90 %"}
+            axes.fill_between(steps, rows["low"], rows["high"], **band)
     axes.set(xlabel="optimization step", ylabel=ylabel, yscale="log")
     # A baseline that diverges on a few problems leaves through the top.
     axes.set_ylim(top=3 * max(float(rows["mean"][0]) for rows in curves.values()))
-    axes.legend(fontsize=8, ncols=2)
-    axes.grid(alpha=0.3)
-    save(figure, path)
+    save(figure, path, ncols=2)
 
 
 def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str):
     """Mean loss above the least the oracle reaches, against mean steps, of every stop rule."""
     floor = min(row["loss"] for row in halting["frontier"]["oracle"])
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    fixed = halting["frontier"]["fixed"]
-    axes.plot(
-        [r["steps"] for r in fixed],
-        _above([r["loss"] for r in fixed], floor),
-        color="tab:red",
-        label="fixed step (best constant)",
-    )
+
+    def draw(name: str, **style):
+        rows = halting["frontier"][name]
+        left = np.array([row["loss"] for row in rows]) - floor
+        left = np.where(left > 1e-6, left, np.nan)  # which a logarithm could not show
+        axes.plot([row["steps"] for row in rows], left, **style)
+
+    draw("fixed", color="tab:red", label="fixed step (best constant)")
     for rule, (label, color, marker) in RULES.items():
-        rows = halting["frontier"][rule]
-        axes.plot(
-            [r["steps"] for r in rows],
-            _above([r["loss"] for r in rows], floor),
-            marker=marker,
-            markersize=3.5,
-            linewidth=0.9,
-            color=color,
-            label=label,
-        )
-    axes.plot(
-        halting["steps"]["mean"],
-        halting["loss_at_halt"] - floor,
-        "*",
-        color="black",
-        markersize=13,
-        label="default rule",
-    )
-    axes.set(
-        xlabel="mean steps taken",
-        ylabel=f"{ylabel}, above the oracle's least",
-        yscale="log",
-        xlim=(0, 60),
-    )
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+        style = {"markersize": 3.5, "linewidth": 0.9, "color": color, "label": label}
+        draw(rule, marker=marker, **style)
+    mean, left = halting["steps"]["mean"], halting["loss_at_halt"] - floor
+    axes.plot(mean, left, "*", color="black", markersize=13, label="default rule")
+    ylabel = f"{ylabel}, above the oracle's least"
+    axes.set(xlabel="mean steps taken", ylabel=ylabel, yscale="log", xlim=(0, 60))
     save(figure, path)
 
 
@@ -103,8 +72,6 @@ def posterior(path: pathlib.Path, halting: dict[str, Any], prior: np.ndarray | N
     if prior is not None:
         axes.plot(steps, prior, color="gray", linestyle="--", label="prior")
     axes.set(xlabel="halting step t", ylabel="q(t)", ylim=(0, None))
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
     save(figure, path)
 
 
@@ -119,20 +86,9 @@ def difficulty(path: pathlib.Path, halting: dict[str, Any], *, xlabel: str):
     means = [y[place == j].mean() for j in range(10)]
     axes.plot((edges[1:] + edges[:-1]) / 2, means, "o-", color="black", label="mean by decile")
     rank = halting["spearman_difficulty"]
-    axes.set(
-        xlabel=xlabel,
-        ylabel="halting step",
-        title="" if rank is None else f"Spearman {rank:.2f}",
-    )
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+    title = "" if rank is None else f"Spearman {rank:.2f}"
+    axes.set(xlabel=xlabel, ylabel="halting step", title=title)
     save(figure, path)
-
-
-def _above(losses: list[float], floor: float) -> np.ndarray:
-    """What is left above `floor`; nothing where a logarithm could not show it."""
-    left = np.array(losses) - floor
-    return np.where(left > 1e-6, left, np.nan)
 
 
 def bands(losses: np.ndarray) -> dict[str, np.ndarray]:
@@ -141,6 +97,8 @@ def bands(losses: np.ndarray) -> dict[str, np.ndarray]:
     return {"mean": losses.mean(0), "median": median, "low": low, "high": high}
 
 
-def save(figure, path: pathlib.Path):
+def save(figure, path: pathlib.Path, ncols: int = 1):
+    figure.axes[0].legend(fontsize=8, ncols=ncols)
+    figure.axes[0].grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -10,6 +10,7 @@ import numpy as np
 
 from actjax.learned.problems import Images
 from experiments.data import Download, cache_folder, download
+from experiments.options import require
 
 MNIST_SMALL = pathlib.Path(__file__).parent.parent / "data" / "mnist_small.npz"
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -37,18 +38,13 @@ def mnist(source: str) -> tuple[Images, Images]:
     """
     if source == "small":
         held = np.load(MNIST_SMALL)
-        return tuple(
-            Images(jnp.asarray(held[f"{part}_images"]), jnp.asarray(held[f"{part}_labels"], int))
-            for part in ("train", "test")
-        )
-    names = list(MNIST_FILES)
+        return tuple(_images(held[f"{p}_images"], held[f"{p}_labels"]) for p in ("train", "test"))
     if source == "download":
-        paths = [
-            download(name + ".gz", Download(MNIST_URL + name + ".gz", sha256), cache_folder())
-            for name, sha256 in MNIST_FILES.items()
-        ]
+        wanted = {f"{name}.gz": sha256 for name, sha256 in MNIST_FILES.items()}
+        links = {name: Download(MNIST_URL + name, sha256) for name, sha256 in wanted.items()}
+        paths = [download(name, link, cache_folder()) for name, link in links.items()]
     else:
-        paths = [_present(pathlib.Path(source), name) for name in names]
+        paths = [_present(pathlib.Path(source), name) for name in MNIST_FILES]
     arrays = [read_idx(path) for path in paths]
     return _images(arrays[0], arrays[1]), _images(arrays[2], arrays[3])
 
@@ -59,13 +55,13 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     try:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError) as error:
-        raise ValueError(f"data file {str(path)!r} is not a whole gzip file") from error
+        raise ValueError(f"data file must be a whole gzip file, got {str(path)!r}.") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"data file {str(path)!r} is not an IDX file of bytes")
+        raise ValueError(f"data file must be an IDX file of bytes, got {str(path)!r}.")
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", rank, 4).astype(int) if len(raw) >= 4 + 4 * rank else None
     if shape is None or len(raw) - 4 - 4 * rank != np.prod(shape):
-        raise ValueError(f"data file {str(path)!r} does not hold as many bytes as its header says")
+        raise ValueError(f"data file must hold what its header says, got {str(path)!r}.")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
@@ -82,25 +78,22 @@ def cifar10(source: str) -> tuple[Images, Images]:
     if source == "download":
         path = download("cifar-10-binary.tar.gz", CIFAR10, cache_folder())
         with tarfile.open(path) as archive:
-            batches = {
-                pathlib.Path(member.name).name: archive.extractfile(member).read()
-                for member in archive
-                if member.name.endswith(".bin")
-            }
+            files = [member for member in archive if member.name.endswith(".bin")]
+            read = lambda member: archive.extractfile(member).read()
+            batches = {pathlib.Path(member.name).name: read(member) for member in files}
     else:
         folder = pathlib.Path(source)
         if list(folder.glob("*.png")):
             return _cifar10_png(folder)
         batches = {path.name: path.read_bytes() for path in folder.glob("*_batch*.bin")}
     train = [batches[name] for name in sorted(batches) if name.startswith("data_batch")]
-    if not train or "test_batch.bin" not in batches:
-        raise ValueError(f"data is {source!r}; it must hold CIFAR-10's data and test batches")
+    there = bool(train) and "test_batch.bin" in batches
+    require(there, "data", "a folder with CIFAR-10's data and test batches", source)
     return _cifar10_binary(b"".join(train)), _cifar10_binary(batches["test_batch.bin"])
 
 
 def _cifar10_binary(raw: bytes) -> Images:
-    if len(raw) % 3073:
-        raise ValueError("a CIFAR-10 batch must hold 3073 bytes an image")
+    require(len(raw) % 3073 == 0, "a CIFAR-10 batch", "3073 bytes an image", len(raw))
     rows = np.frombuffer(raw, np.uint8).reshape(-1, 3073)
     return _images(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0])
 
@@ -114,15 +107,16 @@ def _cifar10_png(folder: pathlib.Path) -> tuple[Images, Images]:
         return images, np.array(json.loads((folder / f"{name}_labels.json").read_text()))
 
     train = [read(path.stem) for path in sorted(folder.glob("data_batch_*.png"))]
-    if not train or not (folder / "test_batch.png").exists():
-        raise ValueError(f"data is {str(folder)!r}; it must hold data_batch_*.png, test_batch.png")
+    there = bool(train) and (folder / "test_batch.png").exists()
+    allowed = "a folder with data_batch_*.png and test_batch.png"
+    require(there, "data", allowed, str(folder))
     images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return _images(images, labels), _images(*read("test_batch"))
 
 
 def _images(images: np.ndarray, labels: np.ndarray) -> Images:
-    if len(images) != len(labels):
-        raise ValueError(f"data must hold a label an image, got {len(images)} and {len(labels)}")
+    found = len(images), len(labels)
+    require(found[0] == found[1], "images and labels", "as many", found)
     return Images(jnp.asarray(images), jnp.asarray(labels, int))
 
 
@@ -130,4 +124,4 @@ def _present(folder: pathlib.Path, name: str) -> pathlib.Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise ValueError(f"data is {str(folder)!r}; it must hold {name} or {name}.gz")
+    raise ValueError(f"data must be a folder with {name} or {name}.gz, got {str(folder)!r}.")

@@ -1,22 +1,20 @@
 """The options of the learned-optimizer experiments."""
 
 import dataclasses
-import inspect
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Literal
 
-import tyro
+from actjax._checks import check_positive
+from experiments.options import Place, Preset, check_schedule, require
 
 BASELINES = ("sgd", "nag", "rmsprop", "adam", "adam9")
+COUNTS = ("hidden", "layers", "batch_size", "horizon", "window", "validate_every")
+COUNTS += ("validation_size", "test_size", "test_steps", "tuning_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedOptions:
-    """The optimizer, how it is meta-trained and tested, and where the run is kept."""
-
-    preset: str = "demo"
-    """Settings to start from; each option given beside it replaces one of them."""
+class Learning(Preset):
+    """The optimizer, and how it is meta-trained and tested."""
 
     optimizer: Literal["lstm", "act", "sgd", "nag", "rmsprop", "adam", "adam9"] = "lstm"
     """Learned: lstm, or act, which also stops. Or a baseline with its learning rate tuned."""
@@ -89,94 +87,39 @@ class LearnedOptions:
     checkpoint_every: int = 500
     """Meta-updates between checkpoints."""
 
-    out: pathlib.Path | None = None
-    """Folder of the run. Default: runs/, then the experiment, the optimizer and the seed."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue the run in that folder from its last checkpoint."""
+
+@dataclasses.dataclass(frozen=True)
+class LearnedOptions(Place, Learning):
+    """What every experiment has; the options of its own problems follow."""
 
 
-Config = TypeVar("Config", bound=LearnedOptions)
-
-
-def parse(experiment: str, presets: Mapping[str, Config], argv: Sequence[str]) -> Config:
-    """Reads a command line: the preset first, then the options given beside it.
-
-    Raises:
-      ValueError: for an unknown preset or a value out of range.
-    """
-    argv = list(argv)
-    name = next(iter(presets))
-    for place, word in enumerate(argv):
-        if word == "--preset" and place + 1 < len(argv):
-            name = argv[place + 1]
-        elif word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-    if name not in presets:
-        raise ValueError(f"preset is {name!r}; {experiment} has {', '.join(presets)}")
-    default = dataclasses.replace(presets[name], preset=name)
-    config = tyro.cli(
-        type(default),
-        prog=f"python -m experiments {experiment}",
-        description=inspect.cleandoc(type(default).__doc__),
-        default=default,
-        args=argv,
-    )
-    check(config)
-    return config
-
-
-def check(config: LearnedOptions):
+def check(options: LearnedOptions):
     """Refuses options out of range, with one sentence."""
-    for name in (
-        *("hidden", "layers", "batch_size", "horizon", "window", "steps", "validate_every"),
-        *("validation_size", "test_size", "test_steps", "tuning_size", "log_every"),
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    if config.checkpoint_every < 1 or config.checkpoint_every % config.log_every:
-        raise ValueError(
-            f"checkpoint_every is {config.checkpoint_every}; it must be a multiple of "
-            f"log_every = {config.log_every}"
-        )
-    if config.horizon % config.window:
-        raise ValueError(
-            f"window is {config.window}; it must divide horizon = {config.horizon} evenly"
-        )
+    for name in COUNTS:
+        check_positive(name, getattr(options, name))
+    check_schedule(options)
+    divides = options.horizon % options.window == 0
+    require(divides, "window", f"a divisor of horizon = {options.horizon}", options.window)
     for name in ("p", "learning_rate", "clip", "kl_weight", "output_scale"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
-    if not 0 < config.nu < 1:
-        raise ValueError(f"nu is {config.nu}; it must be above 0 and below 1")
-    if config.horizons == "sample" and config.halting != "softmax":
-        raise ValueError(f"horizons is sample; halting is {config.halting!r}, it must be softmax")
-    if config.gap_weight and config.halting == "graves":
-        raise ValueError(f"gap_weight is {config.gap_weight}; it must be 0 for halting graves")
-    if config.columns and (config.second_order or config.see_params):
-        raise ValueError(
-            f"columns is {config.columns}; with second_order or see_params it must be 0"
-        )
-    if config.columns < 0:
-        raise ValueError(f"columns is {config.columns}; it must not be negative")
-    if config.time_penalty < 0 or config.gap_weight < 0 or config.head_width < 0:
-        raise ValueError("time_penalty, gap_weight and head_width must not be negative")
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}; it must not be negative")
+        require(getattr(options, name) > 0, name, "above 0", getattr(options, name))
+    for name in ("time_penalty", "gap_weight", "head_width", "columns"):
+        require(getattr(options, name) >= 0, name, "at least 0", getattr(options, name))
+    require(0 < options.nu < 1, "nu", "above 0 and below 1", options.nu)
+    sampled = options.horizons == "sample" and options.halting != "softmax"
+    require(not sampled, "horizons", f"'all' for halting {options.halting}", options.horizons)
+    gap = options.gap_weight > 0 and options.halting == "graves"
+    require(not gap, "gap_weight", "0 for halting graves", options.gap_weight)
+    whole = options.second_order or options.see_params
+    allowed = "0 with second_order or see_params"
+    require(not (options.columns and whole), "columns", allowed, options.columns)
 
 
-def run_folder(experiment: str, config: LearnedOptions, kind: str) -> pathlib.Path:
+def run_folder(experiment: str, options: LearnedOptions, kind: str) -> pathlib.Path:
     """Where the run is kept; `kind` tells the variants of an experiment's problems apart."""
-    place = f"{kind}-{label(config)}-seed{config.seed}"
-    return config.out or pathlib.Path("runs") / experiment / place
+    place = f"{kind}-{label(options)}-seed{options.seed}"
+    return options.out or pathlib.Path("runs") / experiment / place
 
 
-def label(config: LearnedOptions) -> str:
+def label(options: Learning) -> str:
     """A short name of the optimizer: "lstm", "act-stick" or "adam"."""
-    return f"act-{config.halting}" if config.optimizer == "act" else config.optimizer
-
-
-def as_json(experiment: str, config: LearnedOptions) -> dict[str, Any]:
-    """What the run is a function of, as JSON can hold it: not where it is kept."""
-    values = dataclasses.asdict(config)
-    del values["out"], values["resume"]
-    values = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in values.items()}
-    return {"experiment": experiment, **values}
+    return f"act-{options.halting}" if options.optimizer == "act" else options.optimizer

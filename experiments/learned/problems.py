@@ -1,132 +1,167 @@
-"""What quadratic and regression share: train or tune, test, write down, draw."""
+"""The problems that an optimizer learns on: the options of each, its presets, and how it is drawn.
 
-import pathlib
-import time
-from typing import Any
+Quadratic functions and linear regression (Sander 2017, sections 5.1 and 5.2), and the training of
+small networks on MNIST and CIFAR-10 (Andrychowicz 2016, sections 3.2 and 3.3).
+"""
 
-import jax
-import numpy as np
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
 
-from actjax.learned.heads import StickBreaking
-from experiments import run
-from experiments.learned import baselines, evaluate, figures, train
-from experiments.learned.options import BASELINES, LearnedOptions, label, run_folder
-
-TUNING_SEED = 11
-
-
-def main(experiment: str, options: LearnedOptions, make_family, kind: str, ylabel: str):
-    """Trains the optimizer of `options`, or tunes a baseline, and tests it."""
-    folder = run_folder(experiment, options, kind)
-    if options.optimizer in BASELINES:
-        from actjax import training
-        from experiments.learned.options import as_json
-
-        training.claim_folder(folder, as_json(experiment, options), resume=options.resume)
-        began = time.perf_counter()
-        rows, _ = baseline_rows(options, make_family, (options.optimizer,))
-        evaluate.write(
-            experiment, options, folder, {"baselines": rows}, time.perf_counter() - began
-        )
-        show(options, {"baselines": rows}, folder)
-        return
-    learned = train.train(experiment, options, make_family, folder)
-    report(experiment, options, learned, folder, make_family, ylabel)
+from actjax.learned.problems import classifier, convolutional, mlp, quadratic, regression
+from actjax.learned.problems.classifier import Model
+from actjax.learned.training import MakeFamily
+from experiments.learned import images
+from experiments.learned.options import LearnedOptions
+from experiments.options import pick
 
 
-def report(
-    experiment: str, options: LearnedOptions, learned, folder: pathlib.Path, make_family, ylabel
-) -> dict[str, Any]:
-    """Tests a learned optimizer beside the baselines and writes result.json and its figures."""
-    began = time.perf_counter()
-    steps = max(options.test_steps, options.horizon)
-    curves = evaluate.test_curves(learned, make_family, options, steps=steps)
-    found = {"learned": evaluate.summarise(curves["losses"])}
-    drawn = {label(options): figures.bands(curves["losses"])}
-    found["baselines"], more = baseline_rows(
-        options, make_family, BASELINES if options.baselines else ()
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An experiment's problems.
+
+    Attributes:
+      presets: name -> options.
+      make_family: `options -> (data -> Family)`.
+      kind: `options -> ` the variant, for the run's folder.
+      ylabel: what the loss is.
+      load: `options -> ` the data.
+      model: the network that is trained, where the problem is to classify images.
+    """
+
+    presets: dict[str, LearnedOptions]
+    make_family: Callable[[Any], MakeFamily]
+    kind: Callable[[Any], str]
+    ylabel: str = "loss on held-out minibatches, nats"
+    load: Callable[[Any], Any] = lambda options: ()
+    model: Model | None = None
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Coordinates of each group of parameters that has its own network."""
+        return tuple(self.model.groups.values()) if self.model else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadraticOptions(LearnedOptions):
+    """Learn to minimise quadratic functions in 10 parameters.
+
+    Presets: demo (minutes on two cores), paper (120 epochs of 10,000 functions).
+    """
+
+    draw: Literal["uniform", "gaussian", "mixed"] = "uniform"
+    """Entries of W and y: uniform, Gaussian, or W of mixed condition numbers up to 10."""
+    dim: int = 10
+    """Parameters of a function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionOptions(LearnedOptions):
+    """Learn to fit linear functions, and when to stop: problems of mixed condition numbers.
+
+    Presets: demo (minutes on two cores), two (2 parameters), paper (10 parameters, inputs from a
+    standard normal, 120 epochs).
+    """
+
+    dim: int = 10
+    """Parameters of a function."""
+    observations: int = 50
+    """Observations of a function (N)."""
+    alpha: float = 1.0
+    """Precision of the true parameters."""
+    beta: float = 2.0
+    """Precision of the noise."""
+    max_condition: float = 10.0
+    """Largest condition number of the inputs; 1 draws them from a standard normal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MNISTOptions(LearnedOptions):
+    """Learn to train a small network on MNIST; the test is on images never trained on.
+
+    Presets: demo (the shipped 4000 images, minutes), paper (give --data).
+    """
+
+    data: str = "small"
+    """small (shipped), download, or a folder with the four canonical IDX files."""
+    minibatch: int = 128
+    """Images in a minibatch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CIFAR10Options(LearnedOptions):
+    """Learn to train a convolutional network; its convolutions and dense layer have their own LSTM.
+
+    Presets: demo (minutes), paper.
+    """
+
+    data: str = "download"
+    """download, or a folder with CIFAR-10's batches (binary, or PNG with labels)."""
+    minibatch: int = 128
+    """Images in a minibatch."""
+
+
+def _images(options: type, load, model: Model, demo: dict, paper: dict) -> Problem:
+    """A problem of classifying images."""
+    shared = {"batch_size": 1, "validate_every": 50, "test_steps": 100, "log_every": 10}
+    demo = options(**shared, **demo, checkpoint_every=50)
+    longer = {"batch_size": 4, "steps": 20_000, "validate_every": 500, **paper}
+
+    def make_family(options):
+        return lambda data: classifier(model, *data, batch_size=options.minibatch)
+
+    return Problem(
+        presets={"demo": demo, "paper": dataclasses.replace(demo, **longer)},
+        make_family=make_family,
+        kind=lambda options: "small" if options.data == "small" else "full",
+        load=lambda options: load(options.data),
+        model=model,
     )
-    drawn |= more
-    figures.loss_curves(folder / "loss.png", drawn, ylabel=ylabel)
-    if options.optimizer == "act":
-        found["halting"] = halting = evaluate.halting(curves, options)
-        found["dominance"] = {
-            rule: evaluate.dominance(halting["frontier"], rule)
-            for rule in ("mass", "price", "gradient_norm", "plateau")
-        }
-        belief = train.posterior(options)
-        prior = None
-        if isinstance(belief, StickBreaking):
-            zeros = belief._prior_scores(np.zeros(options.horizon, np.float32))
-            prior = np.exp(belief.log_posterior(zeros))
-        elif options.halting == "softmax":
-            prior = np.exp(belief.prior.log_marginal())
-        figures.frontier(folder / "frontier.png", halting, ylabel=ylabel)
-        figures.posterior(folder / "posterior.png", halting, prior)
-        figures.difficulty(
-            folder / "difficulty.png", halting, xlabel="log10 of the condition number"
-        )
-    evaluate.write(experiment, options, folder, found, time.perf_counter() - began)
-    show(options, found, folder)
-    return found
 
 
-def baseline_rows(options: LearnedOptions, make_family, names) -> tuple[dict[str, Any], dict]:
-    """Each baseline tuned on held-out problems for its final loss, and tested."""
-    rows, drawn = {}, {}
-    count = min(options.test_size, evaluate.CHUNK)
-    for name in names:
-        rates = baselines.tune(
-            make_family,
-            name,
-            count=options.tuning_size,
-            steps=options.horizon,
-            seed=TUNING_SEED,
-        )
-
-        @jax.jit
-        def test(rate, key, name=name):
-            return baselines.curves(
-                make_family, name, rate, key, count=count, steps=options.test_steps
+PACE = {"validation_size": 15_000, "log_every": 400, "checkpoint_every": 4000}
+EPOCHS = {"steps": 120 * 80 * 5, "learning_rate": 1e-3, **PACE}  # x batches of 125 x windows
+SHORT = {"test_size": 4000, "test_steps": 100}
+MNIST = {"columns": 1000, "steps": 600, "validation_size": 4, "test_size": 16}
+CIFAR10 = {"steps": 400, "validation_size": 2, "test_size": 8, "tuning_size": 4}
+PROBLEMS = {
+    "quadratic": Problem(
+        presets={
+            "demo": QuadraticOptions(),
+            "paper": QuadraticOptions(**EPOCHS, validate_every=10 * 80 * 5),
+        },
+        make_family=lambda options: lambda data: quadratic(options.dim, options.draw),
+        kind=lambda options: options.draw,
+        ylabel="mean of ||W theta - y||^2",
+    ),
+    "regression": Problem(
+        presets={
+            "demo": RegressionOptions(steps=3000, **SHORT),
+            "two": RegressionOptions(dim=2, steps=2000, **SHORT),
+            "paper": RegressionOptions(
+                max_condition=1.0, observations=100, validate_every=4000, **EPOCHS
+            ),
+        },
+        make_family=lambda options: (
+            lambda data: regression(
+                options.dim, **pick(options, "observations", "alpha", "beta", "max_condition")
             )
-
-        key = jax.random.key(evaluate.TEST_SEED)
-        rounds = -(-options.test_size // count)
-        tested = {}
-        for rate in set(rates.values()):
-            parts = [test(rate, jax.random.fold_in(key, n)).T for n in range(rounds)]
-            tested[rate] = np.concatenate([np.asarray(part) for part in parts])
-        rows[name] = {
-            aim: {"learning_rate": rate, **evaluate.summarise(tested[rate])}
-            for aim, rate in rates.items()
-        }
-        drawn[name] = figures.bands(tested[rates["final"]])
-    return rows, drawn
-
-
-def show(options: LearnedOptions, found: dict[str, Any], folder: pathlib.Path):
-    """Prints the losses at the milestones and, for act, what its halting is worth."""
-    table = []
-    if "learned" in found:
-        table.append(_row(label(options), found["learned"]))
-    for name, aims in found["baselines"].items():
-        table.append(_row(f"{name} {aims['final']['learning_rate']:.3g}", aims["final"]))
-    notes = [f"results and figures: {folder}"]
-    if "halting" in found:
-        halting = found["halting"]
-        notes.insert(
-            0,
-            "halts after {mean:.1f} ± {sd:.1f} steps".format(**halting["steps"])
-            + f" at loss {halting['loss_at_halt']:.4f} (at the horizon "
-            f"{halting['loss_at_horizon']:.4f}); Spearman with difficulty "
-            f"{halting['spearman_difficulty']}; loss + price x steps: "
-            + ", ".join(f"{k} {v:.4f}" for k, v in halting["cost"].items()),
-        )
-    run.show("Mean loss [median] after so many steps", table, *notes)
-
-
-def _row(name: str, rows: dict[str, Any]) -> dict[str, str]:
-    cells = {
-        step: f"{r['mean']:.4g} [{r['median']:.3g}]" for step, r in rows.items() if step.isdigit()
-    }
-    return {"model": name, **cells}
+        ),
+        kind=lambda options: f"{options.dim}d-condition{options.max_condition:g}",
+        ylabel="mean NLL per observation, nats",
+    ),
+    "mnist": _images(
+        MNISTOptions,
+        images.mnist,
+        mlp(),
+        {**MNIST, "tuning_size": 8, "learning_rate": 5e-3},
+        {"data": "download", "columns": 4000},
+    ),
+    "cifar10": _images(
+        CIFAR10Options,
+        images.cifar10,
+        convolutional(),
+        {**CIFAR10, "learning_rate": 1e-2},
+        {"learning_rate": 3e-3},
+    ),
+}

@@ -13,101 +13,66 @@ from actjax.learned import CoordinatewiseLSTM, Head, HorizonPrior, LearnedOptimi
 from actjax.learned.heads import make_posterior
 from actjax.learned.network import GroupedLSTM
 from actjax.learned.training import (
-    MakeFamily,
     halting_objective,
     init_meta,
     make_meta_step,
     summed_loss,
 )
-from experiments.learned.options import LearnedOptions, as_json
+from experiments.learned.options import LearnedOptions
+from experiments.learned.problems import Problem
+from experiments.options import PACE, pick, require
 
 
 def train(
-    experiment: str,
-    options: LearnedOptions,
-    make_family: MakeFamily,
-    folder: pathlib.Path,
-    data: Any = (),
-    groups: tuple[int, ...] = (),
+    experiment: str, problem: Problem, options: LearnedOptions, folder: pathlib.Path, data: Any
 ) -> LearnedOptimizer:
-    """Trains the optimizer that `options` describe and returns the best one validated.
-
-    Args:
-      groups: coordinates of each group of parameters that gets a network of its own.
-    """
-    training.claim_folder(folder, as_json(experiment, options), resume=options.resume)
+    """Trains the optimizer that `options` describe and returns the best one validated."""
+    make_family = problem.make_family(options)
     meta_optimizer = optax.chain(
         optax.clip_by_global_norm(options.clip),
         optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps, 0.02)),
     )
     objective = summed_loss()
     if options.optimizer == "act":
-        objective = halting_objective(
-            posterior(options), gap_weight=options.gap_weight, horizons=options.horizons
-        )
+        weights = pick(options, "gap_weight", "horizons")
+        objective = halting_objective(posterior(options), **weights)
     step = make_meta_step(
         make_family,
         objective,
         meta_optimizer,
-        batch_size=options.batch_size,
-        horizon=options.horizon,
-        window=options.window,
-        second_order=options.second_order,
+        **pick(options, "batch_size", "horizon", "window", "second_order"),
+        **pick(options, "validate_every", "validation_size"),
         train_network=options.train_network or options.optimizer == "lstm",
         columns=options.columns or None if options.optimizer == "lstm" else None,
-        validate_every=options.validate_every,
-        validation_size=options.validation_size,
     )
-    state = init_meta(
-        first_optimizer(options, groups),
-        meta_optimizer,
-        make_family,
-        data,
-        batch_size=options.batch_size,
-    )
+    first = first_optimizer(options, problem.groups)
+    state = init_meta(first, meta_optimizer, make_family, data, **pick(options, "batch_size"))
     state = training.fit(
         step,
         state,
         key=jax.random.key(options.seed),
-        steps=options.steps,
         data=data,
         directory=folder,
-        log_every=options.log_every,
-        checkpoint_every=options.checkpoint_every,
+        **pick(options, *PACE),
         description=f"{experiment} {options.optimizer}",
     )
-    save_optimizer(folder, state.extra.best)
+    save_optimizer(folder, state.extra.best, int(state.step))
     return state.extra.best
 
 
 def make_optimizer(options: LearnedOptions, groups: tuple[int, ...] = ()) -> LearnedOptimizer:
     """An untrained optimizer."""
     rngs = nnx.Rngs(options.seed)
-    networks = [
-        CoordinatewiseLSTM(
-            options.hidden,
-            layers=options.layers,
-            preprocess=options.preprocess,
-            p=options.p,
-            see_params=options.see_params,
-            output_scale=options.output_scale,
-            rngs=rngs,
-        )
-        for _ in groups or (0,)
-    ]
+    names = "layers", "preprocess", "p", "see_params", "output_scale"
+    make = lambda: CoordinatewiseLSTM(options.hidden, **pick(options, *names), rngs=rngs)
+    networks = [make() for _ in groups or (0,)]
     network = GroupedLSTM(networks, groups) if len(groups) > 1 else networks[0]
     if options.optimizer != "act":
         return LearnedOptimizer(network)
     # Halting starts near the prior: one step in 1 / (1 - nu).
     bias = float(jax.scipy.special.logit(1 - options.nu)) if options.halting != "softmax" else 0.0
-    head = Head(
-        options.hidden,
-        see_globals=options.globals,
-        width=options.head_width,
-        bias=bias,
-        rngs=rngs,
-    )
-    return LearnedOptimizer(network, head)
+    sees = {"see_globals": options.globals, "width": options.head_width}
+    return LearnedOptimizer(network, Head(options.hidden, **sees, bias=bias, rngs=rngs))
 
 
 def first_optimizer(options: LearnedOptions, groups: tuple[int, ...]) -> LearnedOptimizer:
@@ -122,27 +87,25 @@ def first_optimizer(options: LearnedOptions, groups: tuple[int, ...]) -> Learned
 def posterior(options: LearnedOptions):
     """What the halting scores mean."""
     prior = HorizonPrior(options.nu, horizon=options.horizon)
-    return make_posterior(
-        options.halting, prior, kl_weight=options.kl_weight, time_penalty=options.time_penalty
-    )
+    return make_posterior(options.halting, prior, **pick(options, "kl_weight", "time_penalty"))
 
 
-def save_optimizer(folder: pathlib.Path, learned: LearnedOptimizer):
-    """Keeps the trained optimizer as a checkpoint of its own."""
+def save_optimizer(folder: pathlib.Path, learned: LearnedOptimizer, step: int):
+    """Keeps the optimizer trained for `step` meta-updates as a checkpoint of its own."""
     kept = training.Checkpoints(folder / "best")
-    if kept.latest() is None:
-        kept.save(0, learned)
+    if kept.latest() != step:
+        kept.save(step, learned)
     kept.close()
 
 
 def load_optimizer(folder: pathlib.Path, like: LearnedOptimizer) -> LearnedOptimizer:
     """The optimizer that a finished run kept."""
     folder = pathlib.Path(folder)
-    if not (folder / "best").is_dir():
-        raise ValueError(f"network_from is {str(folder)!r}; it must hold a finished run")
+    allowed = "the folder of a finished run"
+    require((folder / "best").is_dir(), "network_from", allowed, str(folder))
     kept = training.Checkpoints(folder / "best")
     try:
-        return kept.restore(0, like)
+        return kept.restore(kept.latest(), like)
     finally:
         kept.close()
 
@@ -150,6 +113,7 @@ def load_optimizer(folder: pathlib.Path, like: LearnedOptimizer) -> LearnedOptim
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """config.json of a run."""
     path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"run is {str(folder)!r}; it must hold a run's config.json")
-    return json.loads(path.read_text())
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"run must hold a run's config.json, got {str(folder)!r}.") from None

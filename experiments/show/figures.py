@@ -1,30 +1,25 @@
 """Figures, drawn from the files of a run alone."""
 
-import json
 import pathlib
 from typing import Any
 
-import matplotlib
-import matplotlib.ticker
 import numpy as np
 
 from actjax.training import read_metrics
+from experiments.record import read_json
+from experiments.show.style import matplotlib, plt, save
 from experiments.smoothing import WINDOW, smooth
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 
 
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws all figures that the files in the folder of a run give: their paths."""
     folder = pathlib.Path(folder)
-    label = _load(folder / "summary.json", {}).get("model", folder.name)
+    label = read_json(folder / "summary.json", {}).get("model", folder.name)
     drawn = [curves({label: [read_metrics(folder / "metrics.jsonl")]}, folder / "curves.png")]
-    levels = _load(folder / "evaluation.json", {}).get("by_difficulty")
+    levels = read_json(folder / "evaluation.json", {}).get("by_difficulty")
     if levels:
         drawn.append(difficulty({label: [levels]}, folder / "difficulty.png"))
-    for piece in _load(folder / "stretches.json", []):
+    for piece in read_json(folder / "stretches.json", []):
         drawn.append(stretch(piece, folder / f"stretch_{piece['name']}.png"))
     return drawn
 
@@ -49,7 +44,8 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> p
     bottom.set_ylabel("ponder N + R")
     bottom.set_xlabel("updates")
     top.legend(fontsize="small")
-    return _save(figure, path)
+    save(figure, path, dpi=120)
+    return path
 
 
 def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path) -> pathlib.Path:
@@ -73,7 +69,8 @@ def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
     panels[0].legend(fontsize="small")
-    return _save(figure, path)
+    save(figure, path, dpi=120)
+    return path
 
 
 def stretch(piece: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
@@ -95,7 +92,8 @@ def stretch(piece: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     axes[-1].tick_params(axis="x", labelfontfamily="monospace", labelsize=8, length=2)
     axes[-1].set_xlim(-1, len(places))
     axes[-1].set_xlabel("input byte; each panel: after reading it, predicting the next")
-    return _save(figure, path)
+    save(figure, path, dpi=120)
+    return path
 
 
 def character(byte: int) -> str:
@@ -106,14 +104,3 @@ def character(byte: int) -> str:
 
 def _colors(runs: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(label, plt.get_cmap("tab10")(place % 10)) for place, label in enumerate(runs)]
-
-
-def _save(figure, path: pathlib.Path) -> pathlib.Path:
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def _load(path: pathlib.Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default

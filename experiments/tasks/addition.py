@@ -1,17 +1,15 @@
 """Addition: running sums of decimal numbers (Graves 2016, 3.3; Fojo 2018, 6.2.2)."""
 
 import dataclasses
-import functools
 import itertools
 from typing import Literal
 
-import jax
 from jax import Array
 
 from actjax import losses
 from actjax.tasks import addition
-from experiments import synthetic
 from experiments.options import Options
+from experiments.task import GRAVES, Task, generated, graded, make_objective
 
 FIGURE_LENGTH = 3  # of the sequences in Graves 2016, figure 14
 
@@ -36,98 +34,40 @@ class Addition(Options):
     (the code of Fojo 2018, and so the scale of its time penalties)."""
 
 
-GRAVES = Addition(
-    cell="lstm",
-    hidden=512,
-    batch_size=32,
-    max_steps=20,
-    tau=1e-3,
-    learning_rate=1e-4,
-    steps=16_000_000,
-    log_every=1000,
-    checkpoint_every=10_000,
-)
-
+PAPER = Addition(**GRAVES, hidden=512, batch_size=32, max_steps=20)
+FOJO = {"tau": 1e-2, "over_time": "mean", "over_digits": "mean", "init": "glorot"}
+SIZES = {"hidden": 96, "batch_size": 64, "min_length": 2, "max_length": 2, "max_digits": 3}
+PACE = {"learning_rate": 3e-3, "steps": 60_000, "log_every": 50, "checkpoint_every": 1000}
+# log_every 100, on which the filter that tells solved from unsolved works
+FOJO_PACE = {"min_length": 5, "learning_rate": 1e-3, "steps": 2_000_000, "log_every": 100}
 PRESETS = {
-    "cpu": dataclasses.replace(
-        GRAVES,
-        hidden=96,
-        batch_size=64,
-        min_length=2,
-        max_length=2,
-        max_digits=3,
-        tau=1e-2,
-        over_time="mean",
-        over_digits="mean",
-        init="glorot",
-        learning_rate=3e-3,
-        steps=60_000,
-        log_every=50,
-        checkpoint_every=1000,
-    ),
-    "fojo": dataclasses.replace(
-        GRAVES,
-        min_length=5,
-        tau=1e-2,
-        over_time="mean",
-        over_digits="mean",
-        init="glorot",
-        learning_rate=1e-3,
-        steps=2_000_000,
-        log_every=100,  # on which the filter that tells solved from unsolved works
-    ),
-    "graves": GRAVES,
-    "paper": GRAVES,
+    "cpu": dataclasses.replace(PAPER, **FOJO, **SIZES, **PACE),
+    "fojo": dataclasses.replace(PAPER, **FOJO, **FOJO_PACE),
+    "graves": PAPER,
+    "paper": PAPER,
 }
 
 
-def split(outputs: Array) -> Array:
-    """Outputs [B, T, 66] as logits [B, T, 6, 11]."""
-    return outputs.reshape(*outputs.shape[:-1], addition.SUM_DIGITS, addition.CLASSES)
+def split(logits: Array) -> Array:
+    """Logits [B, T, 66] as [B, T, 6, 11]."""
+    return logits.reshape(*logits.shape[:-1], addition.SUM_DIGITS, addition.CLASSES)
 
 
-def predict(outputs: Array) -> Array:
-    return split(outputs).argmax(-1)
-
-
-def sampler(options: Addition):
-    def sample(key, data=()):
-        return addition.sample(
-            key,
-            options.batch_size,
-            min_length=options.min_length,
-            max_length=options.max_length,
-            max_digits=options.max_digits,
-        )
-
-    return sample
+def predict(logits: Array) -> Array:
+    return split(logits).argmax(-1)
 
 
 def levels(options: Addition):
     """Sequences of three numbers, all of one number of digits (Graves 2016, figure 14)."""
     length = min(FIGURE_LENGTH, options.max_length)
-    return {
-        digits: jax.jit(
-            functools.partial(
-                addition.sample,
-                batch_size=128,
-                min_length=length,
-                max_length=length,
-                min_digits=digits,
-                max_digits=digits,
-            )
-        )
-        for digits in range(1, options.max_digits + 1)
-    }
+    lengths = {"min_length": length, "max_length": length}
+    return graded(addition.sample, "digits", range(1, options.max_digits + 1), **lengths)
 
 
 def objective(options: Addition):
     scale = addition.SUM_DIGITS if options.over_digits == "mean" else 1
-
-    def cross_entropy(*arguments, **over):
-        return losses.softmax_cross_entropy(*arguments, **over) / scale
-
-    return synthetic.make_objective(options, cross_entropy, split, predict)
+    cross_entropy = lambda *found, **over: losses.softmax_cross_entropy(*found, **over) / scale
+    return make_objective(options.over_time, cross_entropy, predict, split)
 
 
 def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict[str, list]:
@@ -135,9 +75,8 @@ def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict
     digits = inputs.reshape(len(inputs), addition.DIGITS, 10)
     read = ["".join(str(d.argmax()) for d in number if d.any()) for number in digits[:length]]
     given = ["".join("*" if d == addition.END else str(d) for d in row) for row in predictions]
-    pairs = zip(given, mask, strict=True)
-    outputs = [g if m else "" for g, m in pairs][:length]
-    return {"inputs": read, "outputs": outputs, "digits": _digits_summed(read)}
+    outputs = [word if counts else "" for word, counts in zip(given, mask, strict=True)]
+    return {"inputs": read, "outputs": outputs[:length], "digits": _digits_summed(read)}
 
 
 def _digits_summed(read: list[str]) -> list[int]:
@@ -149,15 +88,15 @@ def _digits_summed(read: list[str]) -> list[int]:
     ]
 
 
-TASK = synthetic.Task(
+TASK = Task(
     name="addition",
+    what="add up decimal numbers",
     presets=PRESETS,
     features=lambda options: (addition.INPUT_SIZE, addition.SUM_DIGITS * addition.CLASSES),
-    sampler=sampler,
+    sampler=generated(addition.sample, "min_length", "max_length", "max_digits"),
     objective=objective,
     predict=predict,
+    unit="digits",
     levels=levels,
     example=example,
 )
-
-main = functools.partial(synthetic.main, TASK)

@@ -8,19 +8,18 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax import Array
 
 from actjax import Seq2Seq, training
-from actjax.training.ensemble import Sweep, stack_states, sweep
-from actjax.training.metrics import plain, write_atomically
-from experiments import run
-from experiments.data import load_prices
-from experiments.ensemble import compact, set_cpu_devices
+from actjax._checks import check_choice, check_positive
+from actjax.training.metrics import plain
+from experiments import data, options, record, run
+from experiments.evaluation import member as member_of
 from experiments.network import make_core
-from experiments.options import Options, as_json, check_one_process, parse
-from experiments.show.plots import lfact
+from experiments.options import Options, as_json, check_one_process, pick, require
+from experiments.show import finance as show
+from experiments.sweep import set_cpu_devices
+from experiments.task import Task, make_layered_objective
 from experiments.tasks import forecast, prices
 from experiments.tasks.forecast import Forecaster
 from experiments.tasks.prices import THRESHOLDS
@@ -79,19 +78,13 @@ class Finance(Options):
     """Also write the summary here, for the figures and the report."""
 
 
-PAPER = {  # what section 4.1 says
-    "cell": "gru",
-    "hidden": 128,
-    "max_steps": 5,
-    "tau": 1e-3,
-    "learning_rate": 5e-4,
-}
+# what section 4.1 says
+PAPER = {"cell": "gru", "hidden": 128, "max_steps": 5, "tau": 1e-3, "learning_rate": 5e-4}
 WEEKS = {"unit": "weeks", "train": 50, "validation": 1, "test": 1}
+ROWS = {"batch_size": 32, "log_every": 50}
 PRESETS = {
-    "demo": Finance(
-        **PAPER, batch_size=32, steps=300, log_every=50, checkpoint_every=100, instance="2"
-    ),
-    "cpu": Finance(**PAPER, batch_size=32, steps=1200, log_every=50, checkpoint_every=200, seeds=3),
+    "demo": Finance(**PAPER, **ROWS, steps=300, checkpoint_every=100, instance="2"),
+    "cpu": Finance(**PAPER, **ROWS, steps=1200, checkpoint_every=200, seeds=3),
     "paper": Finance(**PAPER, **WEEKS, batch_size=128, steps=20_000, log_every=200),
 }
 
@@ -103,105 +96,90 @@ class Member(NamedTuple):
 
 def main(argv: list[str]):
     """Trains the networks, measures the best weights of each, and prints a table."""
-    options = parse("finance", PRESETS, argv)
-    summary, folder = train(options, run.command(["finance", *argv]))
-    run.show(
-        f"Finance: {task_name(options)}, test period",
-        table(summary["members"]),
-        f"metrics, checkpoints and figures: {folder}",
-    )
+    chosen = options.parse("finance", PRESETS, argv, check)
+    summary, folder = train(chosen, record.command(["finance", *argv]))
+    title = f"Finance: {task_name(chosen)}, test period"
+    place = f"metrics, checkpoints and figures: {folder}"
+    record.print_table(title, table(summary["members"]), place)
 
 
-def train(options: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
+def load_prices(source: str) -> prices.Prices:
+    """Daily closes of the 22 ETFs shipped ("etf"), or a file as `prices.read` wants it."""
+    return prices.read(data.DAILY_CLOSES if source == "etf" else source)
+
+
+def train(chosen: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
     """From the prices to the figures: the summary, which names `command`, and its folder."""
-    check(options)
-    found = load_prices(options.prices)
-    splits = make_splits(options, found)
-    wanted = range(len(splits)) if options.instance == "all" else [int(options.instance)]
-    ready = {place: prepare(options, found, splits[place]) for place in wanted}
-    set_cpu_devices(options.cpu_devices)
-    folder = options.out or pathlib.Path("runs") / "finance" / name(options)
-    config = settings(options) | {"data_sha256": hashlib.sha256(found.values.tobytes()).hexdigest()}
-    training.claim_folder(folder, config, resume=options.resume)
-    seeds = range(options.seed, options.seed + options.seeds)
+    record.check_file("results", chosen.results)
+    record.check_folder("out", chosen.out)
+    found = load_prices(chosen.prices)
+    splits = prices.walk_forward(found, **pick(chosen, "unit", "instances", *PERIODS))
+    wanted = range(len(splits)) if chosen.instance == "all" else [int(chosen.instance)]
+    ready = {place: prepare(chosen, found, splits[place]) for place in wanted}
+    set_cpu_devices(chosen.cpu_devices)
+    folder = chosen.out or pathlib.Path("runs") / "finance" / name(chosen)
+    config = as_json("finance", chosen)
+    sha256 = hashlib.sha256(found.values.tobytes()).hexdigest()
+    run.claim(folder, config | {"data_sha256": sha256}, chosen)
+    seeds = range(chosen.seed, chosen.seed + chosen.seeds)
     rows, seconds = [], 0.0
     for group in same_shape(ready):
         members = [Member(instance, seed) for instance in group for seed in seeds]
         part = folder if len(group) == len(ready) else folder / f"instance-{group[0]}"
-        result = fit(options, {place: ready[place] for place in group}, members, part)
+        with run.interruptible(part):
+            result = fit(chosen, {place: ready[place] for place in group}, members, part)
         seconds += float(result.history["seconds"][-1])
-        rows += [
-            member_summary(options, found, splits, ready[member.instance], member, result, index)
-            for index, member in enumerate(members)
-        ]
+        for index, member in enumerate(members):
+            split = splits[member.instance]
+            periods = {part: dates(found, getattr(split, part)) for part in PERIODS}
+            summary = member_summary(chosen, ready[member.instance], member, result, index)
+            rows.append(summary | {"periods": periods})
     summary = {
         "experiment": "finance",
         "command": command,
-        "config": settings(options),
+        "config": config,
         "instruments": list(found.names),
         "wall_time_seconds": round(seconds, 1),
-        **run.environment(),
+        **record.environment(),
         "members": rows,
     }
     training.write_json(folder / SUMMARY, summary)
-    lfact.draw(rows, folder)
-    if options.results is not None:
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.results, compact(summary))
+    show.draw(rows, folder)
+    record.write_results(chosen.results, summary)
     return summary, folder
 
 
-def check(options: Finance):
-    """Refuses what `options.check` does not know of, with one sentence."""
-    for field in ("seeds", "instances"):
-        if getattr(options, field) < 1:
-            raise ValueError(f"{field} is {getattr(options, field)}; it must be at least 1")
-    if options.steps < options.log_every:
-        raise ValueError(
-            f"steps is {options.steps}; it must be at least log_every = {options.log_every}, "
-            "after which comes the first validation"
-        )
-    if options.mu < 0:
-        raise ValueError(f"mu is {options.mu}; it must not be negative")
-    if options.ponder_budget is not None:
-        raise ValueError(f"ponder_budget is {options.ponder_budget}; finance has a fixed tau only")
-    check_one_process("finance", options)
-    if options.devices != 1:
-        raise ValueError(
-            f"devices is {options.devices}; finance spreads whole networks over all devices"
-        )
-    places = [str(place) for place in range(options.instances)]
-    if options.instance not in ("all", *places):
-        raise ValueError(
-            f"instance is {options.instance!r}; it must be all or one of {', '.join(places)}"
-        )
+def check(chosen: Finance):
+    """Refuses options out of range, with one sentence."""
+    options.check(chosen)
+    check_positive("seeds", chosen.seeds)
+    check_positive("instances", chosen.instances)
+    allowed = f"at least log_every = {chosen.log_every}, after which comes the first validation"
+    require(chosen.steps >= chosen.log_every, "steps", allowed, chosen.steps)
+    require(chosen.mu >= 0, "mu", "at least 0", chosen.mu)
+    held = chosen.ponder_budget
+    require(held is None, "ponder_budget", "None for finance, whose tau is fixed", held)
+    check_one_process("finance", chosen)
+    allowed = "1 for finance, which spreads whole networks over all devices"
+    require(chosen.devices == 1, "devices", allowed, chosen.devices)
+    places = [str(place) for place in range(chosen.instances)]
+    check_choice("instance", chosen.instance, ("all", *places))
 
 
-def make_splits(options: Finance, found: prices.Prices) -> list[prices.Split]:
-    return prices.walk_forward(
-        found,
-        train=options.train,
-        validation=options.validation,
-        test=options.test,
-        instances=options.instances,
-        unit=options.unit,
-    )
-
-
-def prepare(options: Finance, found: prices.Prices, split: prices.Split) -> prices.Instance:
-    windows = window_options(options)
-    instance = prices.prepare(found, split, **windows, thresholds=options.thresholds)
-    if options.train_on is None:
+def prepare(chosen: Finance, found: prices.Prices, split: prices.Split) -> prices.Instance:
+    windows = window_options(chosen)
+    instance = prices.prepare(found, split, **windows, thresholds=chosen.thresholds)
+    if chosen.train_on is None:
         return instance
     least, most = sum(prices.steps(**windows)), len(instance.train.classes)
-    if not least <= options.train_on <= most:
-        raise ValueError(f"train_on is {options.train_on}; it must be {least} to {most} rows")
-    last = jax.tree.map(lambda leaf: leaf[-options.train_on :], instance.train)
+    allowed = f"{least} to {most} rows"
+    require(least <= chosen.train_on <= most, "train_on", allowed, chosen.train_on)
+    last = jax.tree.map(lambda leaf: leaf[-chosen.train_on :], instance.train)
     return instance._replace(train=last)
 
 
-def window_options(options: Finance) -> dict[str, Any]:
-    return {"window": options.window, "mode": options.mode, "horizon": options.horizon}
+def window_options(chosen: Finance) -> dict[str, Any]:
+    return pick(chosen, "window", "mode", "horizon")
 
 
 def same_shape(ready: dict[int, prices.Instance]) -> list[list[int]]:
@@ -216,124 +194,92 @@ def same_shape(ready: dict[int, prices.Instance]) -> list[list[int]]:
 
 
 def fit(
-    options: Finance,
-    ready: dict[int, prices.Instance],
-    members: list[Member],
-    folder: pathlib.Path,
-) -> Sweep:
-    """Trains all `members`, each on its own instance."""
+    chosen: Finance, ready: dict[int, prices.Instance], members: list[Member], folder: pathlib.Path
+) -> training.Sweep:
+    """Trains all `members`, each on its own instance, and keeps the best weights of each."""
     places = list(ready)
     stack = lambda *leaves: jnp.stack(leaves)
-    data = jax.tree.map(stack, *((i.train, i.validation) for i in ready.values()))
-    instruments = data[0].inputs.shape[-1]
-    optimizer = optax.adam(options.learning_rate)
-
-    def make_state(seed: Array, place: Array) -> training.TrainState:
-        network = make_network(dataclasses.replace(options, seed=seed), instruments)
-        return training.with_best(training.init_state(network, optimizer, extra=place))
-
-    seeds = jnp.array([member.seed for member in members])
-    return sweep(
-        make_train_step(options, optimizer),
-        stack_states(make_state, seeds, jnp.array([places.index(m.instance) for m in members])),
-        keys=jax.vmap(jax.random.key)(seeds),
-        steps=options.steps,
-        data=data,
+    series = jax.tree.map(stack, *((i.train, i.validation) for i in ready.values()))
+    instruments = series[0].inputs.shape[-1]
+    train_step, start = make_member(chosen)
+    make_state = lambda seed, place: start(make_network(chosen, seed, instruments), place)
+    return run.train_many(
+        train_step,
+        make_state,
+        chosen,
+        [member.seed for member in members],
+        [places.index(member.instance) for member in members],
+        data=series,
         directory=folder,
-        log_every=options.log_every,
-        rows_per_dispatch=max(1, options.checkpoint_every // options.log_every),
-        checkpoint_every=options.checkpoint_every,
+        rows_per_dispatch=max(1, chosen.checkpoint_every // chosen.log_every),
         batching="map",  # under vmap every update would pay for a validation
-        description=f"finance {name(options)} x {len(members)}",
+        description=f"finance {name(chosen)} x {len(members)}",
     )
 
 
-def make_network(options: Finance, instruments: int) -> Forecaster:
-    """The network that `options` describes; its weights are a function of the seed."""
-    rngs = nnx.Rngs(jax.random.key(options.seed))
-    core = make_core(options, instruments, rngs=rngs)
-    if options.mode == "seq2seq":
-        core = Seq2Seq(core, make_core(options, instruments, rngs=rngs))
-    classes = len(options.thresholds) + 1
-    return Forecaster(core, instruments, classes, horizon=options.horizon, rngs=rngs)
+def make_network(chosen: Finance, seed: int | jax.Array, instruments: int) -> Forecaster:
+    """The network that the options describe; its weights are a function of the seed."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    core = make_core(chosen, instruments, rngs=rngs)
+    if chosen.mode == "seq2seq":
+        core = Seq2Seq(core, make_core(chosen, instruments, rngs=rngs))
+    classes = len(chosen.thresholds) + 1
+    return Forecaster(core, instruments, classes, horizon=chosen.horizon, rngs=rngs)
 
 
-def make_train_step(options: Finance, optimizer) -> training.step.TrainStep:
-    """One member's update, with a validation every `log_every` updates that keeps the best weights.
+def make_member(chosen: Finance):
+    """One member's update, with a validation every `log_every` updates, and `start` of its state.
 
     Its data are `(train, validation)`, the series of all instances stacked; which of them is the
     member's is what its state carries besides.
     """
-    windows = window_options(options)
+    windows = window_options(chosen)
+    step, start = run.recipe(
+        chosen,
+        lambda key, own: prices.sample(key, chosen.batch_size, series=own[0], **windows),
+        make_layered_objective(layer_weight(chosen), chosen.over_time, lambda *_: {}),
+        tau=0.0 if chosen.model == "rnn" else chosen.tau,
+        score=lambda network, own: forecast.mean_f1(network, prices.windows(own[1], **windows)),
+    )
 
-    def sample(key, data):
-        return prices.sample(key, options.batch_size, series=data[0], **windows)
-
-    def score(network, data):
-        return forecast.mean_f1(network, prices.windows(data[1], **windows))
-
-    tau = 0.0 if options.model == "rnn" else options.tau
-    loss_fn = forecast.make_loss(tau, layer_weight(options), options.over_time)
-    update = training.make_train_step(sample, loss_fn, optimizer)
-    step = training.keep_best(update, score, every=options.log_every)
-
-    def train_step(state: training.TrainState, key: Array, data: Any):
+    def train_step(state: training.TrainState, key: jax.Array, series: Any):
         instance = state.extra.extra
-        return step(state, key, jax.tree.map(lambda leaf: leaf[instance], data))
+        return step(state, key, jax.tree.map(lambda leaf: leaf[instance], series))
 
-    return train_step
+    return train_step, start
 
 
-def layer_weight(options: Finance) -> float:
+def layer_weight(chosen: Finance) -> float:
     """mu as it is used: only layers have intermediate losses, and seq2seq is trained with eq 4."""
-    return options.mu if options.model == "lfact" and options.mode == "rnn" else 0.0
+    return chosen.mu if chosen.model == "lfact" and chosen.mode == "rnn" else 0.0
 
 
 def member_summary(
-    options: Finance,
-    found: prices.Prices,
-    splits: list[prices.Split],
-    instance: prices.Instance,
-    member: Member,
-    result: Sweep,
-    index: int,
+    chosen: Finance, instance: prices.Instance, member: Member, result: training.Sweep, index: int
 ) -> dict[str, Any]:
     """What figures and tables need of one member: its best weights in all three periods."""
-    best = jax.tree.map(lambda leaf: leaf[index], result.states.extra)
-    classes = range(len(options.thresholds) + 1)
+    best, history = member_of(result.states.extra, index), result.history
+    classes = range(len(chosen.thresholds) + 1)
     counts = np.stack([(instance.train.classes == c).sum(0) for c in classes])
-    usual = jnp.asarray(counts.argmax(0))
-    split = splits[member.instance]
+    usual, windows = jnp.asarray(counts.argmax(0)), window_options(chosen)
+    measure = lambda series: forecast.measure(best.model, prices.windows(series, **windows), usual)
+    curve = {name: plain(history[name][:, index]) for name in ("loss", "accuracy", "ponder_steps")}
+    curve["validation_f1_max"] = plain(history["validation_max"][:, index])
     return {
-        "model": options.model,
-        "task": task_name(options),
+        "model": chosen.model,
+        "task": task_name(chosen),
         "instance": member.instance,
         "seed": member.seed,
-        "tau": None if options.model == "rnn" else options.tau,
-        "mu": layer_weight(options) if options.model == "lfact" else None,
-        "train_on": options.train_on,
+        "tau": None if chosen.model == "rnn" else chosen.tau,
+        "mu": layer_weight(chosen) if chosen.model == "lfact" else None,
+        "train_on": chosen.train_on,
         "training_rows": len(instance.train.classes),
-        "periods": {part: dates(found, getattr(split, part)) for part in PERIODS},
-        "updates": int(result.history["step"][-1]),
+        "updates": int(history["step"][-1]),
         "diverged": bool(result.diverged[index]),
         "best_update": int(best.step),
         "validation_f1": float(best.score),
-        "curve": {
-            "step": result.history["step"].astype(int).tolist(),
-            **{
-                key: plain(result.history[key][:, index])
-                for key in ("loss", "accuracy", "ponder_steps")
-            },
-            "validation_f1_max": plain(result.history["validation_max"][:, index]),
-        },
-        "evaluation": {
-            part: forecast.measure(
-                best.model,
-                prices.windows(getattr(instance, part), **window_options(options)),
-                usual,
-            )
-            for part in PERIODS
-        },
+        "curve": {"step": history["step"].astype(int).tolist(), **curve},
+        "evaluation": {part: measure(getattr(instance, part)) for part in PERIODS},
     }
 
 
@@ -342,43 +288,38 @@ def dates(found: prices.Prices, rows: range) -> list[str]:
     return [str(found.dates[row + 1])[:10] for row in (rows.start, rows.stop - 1)]
 
 
-def settings(options: Finance) -> dict[str, Any]:
-    """The options as JSON can hold them: without where and on what the run was made."""
-    values = as_json("finance", options)
-    for field in ("results", "cpu_devices"):
-        del values[field]
-    return values
-
-
-def task_name(options: Finance) -> str:
+def task_name(chosen: Finance) -> str:
     """ "rnn", "seq2seq-5" or "seq2seq-10"."""
-    return options.mode if options.mode == "rnn" else f"seq2seq-{options.horizon}"
+    return chosen.mode if chosen.mode == "rnn" else f"seq2seq-{chosen.horizon}"
 
 
-def name(options: Finance) -> str:
+def name(chosen: Finance) -> str:
     """A short name of model and task, with what differs from the preset's usual comparison."""
-    words = [options.model, task_name(options)]
-    if options.model != "rnn":
-        words.append(f"tau{options.tau:g}")
-    if layer_weight(options):
-        words.append(f"mu{options.mu:g}")
-    if options.train_on is not None:
-        words.append(f"train_on{options.train_on}")
+    words = [chosen.model, task_name(chosen)]
+    words += [f"tau{chosen.tau:g}"] if chosen.model != "rnn" else []
+    words += [f"mu{chosen.mu:g}"] if layer_weight(chosen) else []
+    words += [f"train_on{chosen.train_on}"] if chosen.train_on is not None else []
     return "-".join(words)
 
 
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One printed row a member."""
-    return [
-        {
-            "model": member["model"],
-            "instance": str(member["instance"]),
-            "seed": str(member["seed"]),
-            "best of updates": f"{member['best_update']:,} of {member['updates']:,}",
-            "validation F1": f"{member['validation_f1']:.4f}",
-            "test F1": f"{member['evaluation']['test']['f1']:.4f}",
-            "usual class": f"{member['evaluation']['test']['usual_f1']:.4f}",
-            "mean N": f"{member['evaluation']['test']['ponder_steps']:.2f}",
-        }
-        for member in members
-    ]
+    rows = []
+    for member in members:
+        test, best = member["evaluation"]["test"], f"{member['best_update']:,}"
+        row = {name: str(member[name]) for name in ("model", "instance", "seed")}
+        row |= {"best of updates": f"{best} of {member['updates']:,}"}
+        row |= {"validation F1": f"{member['validation_f1']:.4f}", "test F1": f"{test['f1']:.4f}"}
+        row |= {"usual class": f"{test['usual_f1']:.4f}", "mean N": f"{test['ponder_steps']:.2f}"}
+        rows.append(row)
+    return rows
+
+
+TASK = Task(
+    name="finance",
+    what="forecast classes of price changes",
+    presets=PRESETS,
+    main=main,
+    figures=show.draw,
+    section=show.section,
+)

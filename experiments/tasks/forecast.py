@@ -1,8 +1,7 @@
 """A network that forecasts classes of price changes: its core, its heads, its loss, its figures."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,32 +9,20 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from actjax import Layers, Ponder, Seq2Seq, losses
+from actjax import Seq2Seq, losses
 from actjax.tasks.batch import Batch
+from experiments.evaluation import steps_by_step
+from experiments.network import Network
 
 MOST_WINDOWS = 1000  # that measure a period, spread evenly over it
-PERCENTILE = 90  # of N_t, beside its mean and maximum (LFACT 2020, figure 3)
 
 
-class Forecast(NamedTuple):
-    """What a network says of a batch.
-
-    Attributes:
-      logits: [B, S, K, C], for S prediction steps, K instruments and C classes.
-      ponder: the record [B, T], or [B, T + S] of an encoder and a decoder.
-      layers: the outputs of every layer, [B, S, L, hidden], or None where there are no layers.
-    """
-
-    logits: Array
-    ponder: Ponder
-    layers: Layers | None = None
-
-
-class Forecaster(nnx.Module):
+class Forecaster(Network):
     """A recurrent core, and for each of `instruments` a softmax over `classes`.
 
     The core predicts the next step at every input, or, where it is a `Seq2Seq`, the `horizon` steps
-    behind the inputs.
+    behind the inputs. Logits are [B, S, K, C], for S prediction steps, K instruments and C classes;
+    the ponder record is [B, T], or [B, T + S] of an encoder and a decoder.
     """
 
     def __init__(
@@ -45,56 +32,21 @@ class Forecaster(nnx.Module):
         self.instruments, self.classes = instruments, classes
         self.heads = nnx.Linear(core.hidden_features, instruments * classes, rngs=rngs)
 
-    def __call__(self, inputs: Array) -> Forecast:
-        """Inputs [B, T, K] to a forecast of all prediction steps."""
-        if isinstance(self.core, Seq2Seq):
-            decoded = self.core(inputs, steps=self.horizon)
-            return Forecast(self.read(decoded.outputs), decoded.ponder, decoded.layers)
-        if hasattr(self.core, "layers"):
-            _, layers, ponder = self.core.layers(inputs)
-            return Forecast(self.read(layers.deepest), ponder, layers)
-        _, outputs, ponder = self.core(inputs)
-        return Forecast(self.read(outputs), ponder)
+    def with_layers(self, inputs: Array, lengths: None = None):
+        """As of a `Network`."""
+        if not isinstance(self.core, Seq2Seq):
+            return super().with_layers(inputs)
+        decoded = self.core(inputs, steps=self.horizon)
+        return self.read(decoded.outputs), decoded.ponder, decoded.layers
 
     def read(self, outputs: Array) -> Array:
         """Outputs [..., hidden] to logits [..., K, C]."""
         return self.heads(outputs).reshape(*outputs.shape[:-1], self.instruments, self.classes)
 
 
-def make_loss(
-    tau: float, mu: float, over_time: str
-) -> Callable[[Forecaster, Batch], tuple[Array, dict[str, Array]]]:
-    """`(network, batch) -> (loss, metrics)`: eq 6 of LFACT 2020, which is eq 4 where `mu` is 0.
-
-    The cross-entropies of all instruments add up; `mu` weighs those of every layer that ran.
-    """
-
-    def loss_fn(network: Forecaster, batch: Batch):
-        forecast = network(batch.inputs)
-        total = losses.softmax_cross_entropy(forecast.logits, batch.targets, batch.mask)
-        if mu and forecast.layers is not None:
-            total += mu * layer_loss(network, forecast.layers, batch, total)
-        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
-        cost = losses.ponder_cost(forecast.ponder.cost, over_time=over_time).mean()
-        loss = cross_entropy + tau * cost
-        right = losses.accuracy(forecast.logits.argmax(-1), batch.targets, batch.mask)
-        return loss, {"accuracy": right, **losses.ponder_metrics(forecast.ponder)}
-
-    return loss_fn
-
-
-def layer_loss(network: Forecaster, layers: Layers, batch: Batch, deepest: Array) -> Array:
-    """The cross-entropies of all layers that ran, added up: float [B] (LFACT 2020, eq 6)."""
-
-    def of_layer(outputs, mask):
-        return losses.softmax_cross_entropy(network.read(outputs), batch.targets, mask)
-
-    return losses.over_layers(of_layer, layers, batch.mask, deepest=deepest)
-
-
 def mean_f1(network: Forecaster, batch: Batch) -> Array:
     """Macro-F1, averaged over instruments and prediction steps: float scalar."""
-    predictions = network(batch.inputs).logits.argmax(-1)
+    predictions = network(batch.inputs)[0].argmax(-1)
     counts = losses.confusion(predictions, batch.targets, batch.mask, classes=network.classes)
     return losses.f1(counts).mean()
 
@@ -118,29 +70,22 @@ def measure(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Any]:
     batch = jax.tree.map(lambda leaf: leaf[picked], batch)
     found = jax.tree.map(np.asarray, _apply(network, batch, usual))
     steps = found.pop("steps")
-    by_step = {
-        "mean": steps.mean(0).tolist(),
-        "maximum": steps.max(0).tolist(),
-        f"percentile_{PERCENTILE}": np.percentile(steps, PERCENTILE, axis=0).tolist(),
+    return {
+        "windows": len(picked),
+        "ponder_steps": float(steps.mean()),
+        **{name: value.tolist() for name, value in found.items()},
+        "steps_by_step": steps_by_step(steps),
     }
-    counts = {"windows": len(picked), "ponder_steps": float(steps.mean())}
-    return (
-        counts
-        | {name: value.tolist() for name, value in found.items()}
-        | {"steps_by_step": by_step}
-    )
 
 
 @jax.jit
 def _apply(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Array]:
-    forecast = network(batch.inputs)
+    logits, ponder = network(batch.inputs)
     score = functools.partial(losses.confusion, classes=network.classes)
-    predictions = forecast.logits.argmax(-1)
+    predictions = logits.argmax(-1)
     scores = losses.f1(score(predictions, batch.targets, batch.mask))  # [S, K]
     always = jnp.broadcast_to(usual, batch.targets.shape)
-    nats = losses.softmax_cross_entropy(
-        forecast.logits, batch.targets, batch.mask, over_time="mean"
-    )
+    nats = losses.softmax_cross_entropy(logits, batch.targets, batch.mask, over_time="mean")
     return {
         "f1": scores.mean(),
         "f1_by_step": scores.mean(1),
@@ -149,6 +94,6 @@ def _apply(network: Forecaster, batch: Batch, usual: Array) -> dict[str, Array]:
         "cross_entropy": nats.mean() / network.instruments,
         "usual_f1": losses.f1(score(always, batch.targets, batch.mask)).mean(),
         "usual_accuracy": losses.accuracy(always, batch.targets, batch.mask),
-        "ponder": forecast.ponder.cost.mean(),
-        "steps": forecast.ponder.steps,
+        "ponder": ponder.cost.mean(),
+        "steps": ponder.steps,
     }

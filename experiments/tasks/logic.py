@@ -1,15 +1,11 @@
 """Logic: apply a chain of binary gates to each vector, results carried on (Graves 2016, 3.2)."""
 
 import dataclasses
-import functools
-
-import jax
-from jax import Array
 
 from actjax import losses
 from actjax.tasks import logic
-from experiments import synthetic
 from experiments.options import Options
+from experiments.task import GRAVES, Task, bit, generated, graded, make_objective
 
 FIGURE_LENGTH = 5  # of the sequences in Graves 2016, figure 10
 
@@ -28,77 +24,33 @@ class Logic(Options):
     """Most gates in a vector."""
 
 
-GRAVES = Logic(
-    cell="lstm",
-    hidden=128,
-    batch_size=16,
-    tau=1e-3,
-    learning_rate=1e-4,
-    steps=16_000_000,
-    log_every=1000,
-    checkpoint_every=10_000,
-)
-
+PAPER = Logic(**GRAVES, hidden=128, batch_size=16)
+SIZES = {"hidden": 64, "batch_size": 32, "max_length": 3, "max_gates": 6, "max_steps": 10}
+PACE = {"learning_rate": 5e-3, "steps": 24_000, "log_every": 50, "checkpoint_every": 1000}
 PRESETS = {
-    "cpu": dataclasses.replace(
-        GRAVES,
-        hidden=64,
-        batch_size=32,
-        max_length=3,
-        max_gates=6,
-        max_steps=10,
-        init="glorot",
-        learning_rate=5e-3,
-        steps=24_000,
-        log_every=50,
-        checkpoint_every=1000,
-    ),
-    "graves": GRAVES,
-    "paper": GRAVES,
+    "cpu": dataclasses.replace(PAPER, **SIZES, **PACE, init="glorot"),
+    "graves": PAPER,
+    "paper": PAPER,
 }
-
-
-def predict(outputs: Array) -> Array:
-    return (outputs[..., 0] > 0).astype(outputs.dtype)
-
-
-def sampler(options: Logic):
-    def sample(key, data=()):
-        return logic.sample(
-            key, options.batch_size, max_length=options.max_length, max_gates=options.max_gates
-        )
-
-    return sample
 
 
 def levels(options: Logic):
     """Sequences of five vectors, all of one number of gates (Graves 2016, figure 10)."""
     length = min(FIGURE_LENGTH, options.max_length)
-    return {
-        gates: jax.jit(
-            functools.partial(
-                logic.sample,
-                batch_size=128,
-                min_length=length,
-                max_length=length,
-                min_gates=gates,
-                max_gates=gates,
-            )
-        )
-        for gates in range(1, options.max_gates + 1)
-    }
+    lengths = {"min_length": length, "max_length": length}
+    return graded(logic.sample, "gates", range(1, options.max_gates + 1), **lengths)
 
 
-TASK = synthetic.Task(
+TASK = Task(
     name="logic",
+    what="apply chains of binary gates",
     presets=PRESETS,
     features=lambda options: (logic.INPUT_SIZE, 1),
-    sampler=sampler,
-    objective=lambda options: synthetic.make_objective(
-        options, losses.sigmoid_cross_entropy, lambda outputs: outputs[..., 0], predict
+    sampler=generated(logic.sample, "max_length", "max_gates"),
+    objective=lambda options: make_objective(
+        options.over_time, losses.sigmoid_cross_entropy, bit, lambda logits: logits[..., 0]
     ),
-    predict=predict,
+    predict=bit,
+    unit="gates",
     levels=levels,
 )
-
-main = functools.partial(synthetic.main, TASK)

@@ -3,13 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from jax import Array
-
 from actjax import losses
 from actjax.tasks import parity
-from experiments import synthetic
 from experiments.network import Network
 from experiments.options import Options
+from experiments.task import GRAVES, Task, bit, generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,44 +24,14 @@ class Parity(Options):
     """Which elements are not 0: the first ones (Fojo's code) or any (Graves)."""
 
 
+FOJO = {"tau": 1e-2, "over_time": "mean", "init": "glorot"}
 PRESETS = {
     "demo": Parity(bits=24, max_steps=20, learning_rate=2e-3, steps=10_000, log_every=25),
-    "fojo": Parity(
-        tau=1e-2,
-        over_time="mean",
-        init="glorot",
-        steps=2_000_000,
-        checkpoint_every=10_000,
-    ),
-    # 1M iterations of 16 asynchronous workers; the paper does not say how weights start
-    "graves": Parity(
-        layout="scattered",
-        learning_rate=1e-4,
-        steps=16_000_000,
-        log_every=1000,
-        checkpoint_every=10_000,
-    ),
+    "fojo": Parity(**FOJO, steps=2_000_000, checkpoint_every=10_000),
+    # the paper does not say how weights start
+    "graves": Parity(**GRAVES | {"cell": "simple", "layout": "scattered"}),
 }
 PRESETS |= {"cpu": PRESETS["demo"], "paper": PRESETS["graves"]}
-
-
-def main(argv: list[str]):
-    """Trains a network, evaluates it, draws its figures and prints a table."""
-    synthetic.main(TASK, argv)
-
-
-def sampler(options: Parity):
-    """`(key, data) -> Batch` of the run's batch size."""
-
-    def sample(key, data=()):
-        return parity.sample(key, options.batch_size, bits=options.bits, layout=options.layout)
-
-    return sample
-
-
-def predict(logits: Array) -> Array:
-    """Odd (1) or even (0) from the network's output: [B, 1, 1] to [B, 1]."""
-    return (logits[..., 0] > 0).astype(logits.dtype)
 
 
 def objective(network: Network, batch, tau):
@@ -73,16 +41,18 @@ def objective(network: Network, batch, tau):
     cost = losses.ponder_cost(ponder.cost).mean()
     return cross_entropy + tau * cost, {
         "cross_entropy": cross_entropy,
-        "accuracy": losses.accuracy(predict(logits), batch.targets, batch.mask),
+        "accuracy": losses.accuracy(bit(logits), batch.targets, batch.mask),
         **losses.ponder_metrics(ponder),
     }
 
 
-TASK = synthetic.Task(
+TASK = Task(
     name="parity",
+    what="learn the parity of a vector of bits",
     presets=PRESETS,
     features=lambda options: (options.bits, 1),
-    sampler=sampler,
+    sampler=generated(parity.sample, "bits", "layout"),
     objective=lambda options: objective,
-    predict=predict,
+    predict=bit,
+    unit="bits",
 )

@@ -17,17 +17,17 @@ import io
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.tasks import text
 from actjax.tasks.batch import Batch
+from experiments.options import require
 
 MODES = ("rnn", "seq2seq")
 UNITS = ("rows", "weeks")
@@ -84,21 +84,37 @@ class Instance(NamedTuple):
     deviation: np.ndarray
 
 
-def sample(
-    key: Array,
-    batch_size: int,
-    *,
+def sample(key: Array, batch_size: int, *, series: Series, **window_options: Any) -> Batch:
+    """Draws B windows at uniformly random places of `series`; options and result as of `windows`.
+
+    Example:
+      >>> rows = jnp.arange(30)[:, None]
+      >>> series = Series(inputs=rows.astype(jnp.float32), classes=rows % 5)
+      >>> batch = sample(jax.random.key(0), 2, series=series, window=4, mode="seq2seq", horizon=3)
+      >>> batch.inputs.shape, batch.targets.shape
+      ((2, 4, 1), (2, 3, 1))
+      >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
+      True
+    """
+    check_positive("batch_size", batch_size)
+    places = _places(series, *steps(**window_options))
+    start = jax.random.randint(key, (batch_size,), 0, places)
+    return windows(series, start, **window_options)
+
+
+def windows(
     series: Series,
+    start: Array | None = None,
+    *,
     window: int = 20,
     mode: str = "rnn",
     horizon: int = 10,
 ) -> Batch:
-    """Draws windows at uniformly random places of `series`.
+    """Windows of `series`, one a row: all of them in their order, for evaluation, or some.
 
     Args:
-      key: PRNG key.
-      batch_size: B, the number of windows.
-      series: what to draw from, `Instance.train`; on the device already, it stays there.
+      series: what to draw from; on the device already, it stays there.
+      start: int [B], their first rows, which the caller keeps inside `series`.
       window: T, the input steps of a window.
       mode: "rnn" to predict the next row's classes at every input step, "seq2seq" to predict those
         of the `horizon` rows behind the window.
@@ -113,40 +129,13 @@ def sample(
       ValueError: for a size below 1, an unknown mode, or a series shorter than a window.
 
     Example:
-      >>> rows = jnp.arange(30)[:, None]
-      >>> series = Series(inputs=rows.astype(jnp.float32), classes=rows % 5)
-      >>> batch = sample(jax.random.key(0), 2, series=series, window=4, mode="seq2seq", horizon=3)
-      >>> batch.inputs.shape, batch.targets.shape
-      ((2, 4, 1), (2, 3, 1))
-      >>> bool((batch.targets[:, 0] == (batch.inputs[:, -1] + 1) % 5).all())
-      True
-    """
-    check_positive("batch_size", batch_size)
-    lead, count = steps(window, mode, horizon)
-    places = _check_span(len(series.classes), lead + count)
-    start = jax.random.randint(key, (batch_size,), 0, places)
-    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
-
-
-def windows(series: Series, *, window: int = 20, mode: str = "rnn", horizon: int = 10) -> Batch:
-    """All windows of `series` in their order, one a row, for evaluation; arguments as in `sample`.
-
-    Example:
       >>> rows = jnp.arange(8)[:, None]
       >>> batch = windows(Series(inputs=rows * 1.0, classes=rows), window=3)
       >>> batch.inputs[:, :, 0].tolist()[:2], batch.targets[:, :, 0].tolist()[:2]
       ([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], [[1, 2, 3], [2, 3, 4]])
-      >>> len(batch.inputs), int(batch.targets.max())
-      (5, 7)
     """
     lead, count = steps(window, mode, horizon)
-    start = jnp.arange(_check_span(len(series.classes), lead + count))
-    return windows_at(series, start, window=window, mode=mode, horizon=horizon)
-
-
-def windows_at(series: Series, start: Array, *, window: int, mode: str, horizon: int) -> Batch:
-    """The windows whose first rows are `start`, int [B]; the caller keeps them inside `series`."""
-    lead, count = steps(window, mode, horizon)
+    start = jnp.arange(_places(series, lead, count)) if start is None else start
     targets = series.classes[start[:, None] + lead + jnp.arange(count)]
     none = jnp.zeros((len(start), window), jnp.int32)
     return Batch(
@@ -158,13 +147,11 @@ def windows_at(series: Series, start: Array, *, window: int, mode: str, horizon:
     )
 
 
-def steps(window: int, mode: str, horizon: int) -> tuple[int, int]:
+def steps(window: int = 20, mode: str = "rnn", horizon: int = 10) -> tuple[int, int]:
     """Rows from a window's first input to its first target, and its number of targets."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-    for name, value in (("window", window), ("horizon", horizon)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    check_choice("mode", mode, MODES)
+    check_positive("window", window)
+    check_positive("horizon", horizon)
     return (1, window) if mode == "rnn" else (window, horizon)
 
 
@@ -181,8 +168,7 @@ def walk_forward(
 
     Each begins a test period later than the one before, so that no row is tested twice, and the
     last ends with the file. The defaults are for daily data: four years to train on, half a year
-    each to validate and to test. The paper's, for 5-minute data, are `train=50, validation=1,
-    test=1, unit="weeks"`.
+    each to validate and to test. The paper's, for 5-minute data, are 50, 1 and 1 weeks.
 
     Args:
       prices: n + 1 rows.
@@ -202,10 +188,8 @@ def walk_forward(
     """
     lengths = {"train": train, "validation": validation, "test": test, "instances": instances}
     for name, value in lengths.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if unit not in UNITS:
-        raise ValueError(f"unit is {unit!r}; it must be one of {', '.join(UNITS)}")
+        check_positive(name, value)
+    check_choice("unit", unit, UNITS)
     size = len(prices.dates) - 1
     edges = np.arange(size + 1)
     if unit == "weeks":
@@ -213,16 +197,15 @@ def walk_forward(
         week = (prices.dates[1:].astype("datetime64[D]") - monday).astype(int) // 7
         edges = np.array([0, *(np.flatnonzero(np.diff(week)) + 1), size])
     have, need = len(edges) - 1, train + validation + instances * test
-    if have < need:
-        raise ValueError(
-            f"prices have {have} {unit} of returns; {instances} instances of train = {train}, "
-            f"validation = {validation} and test = {test} need {need}"
-        )
+    allowed = f"at least {need} {unit} of returns for {instances} instances of {train = }, "
+    require(have >= need, "prices", f"{allowed}{validation = } and {test = }", have)
     splits = []
     for later in reversed(range(instances)):
         end = have - later * test
         places = [end - test - validation - train, end - test - validation, end - test, end]
-        splits.append(Split(*(range(*edges[pair].tolist()) for pair in _pairs(places))))
+        splits.append(
+            Split(*(range(*edges[list(pair)].tolist()) for pair in itertools.pairwise(places)))
+        )
     return splits
 
 
@@ -230,10 +213,8 @@ def prepare(
     prices: Prices,
     split: Split,
     *,
-    window: int = 20,
-    mode: str = "rnn",
-    horizon: int = 10,
     thresholds: tuple[float, ...] = THRESHOLDS,
+    **window_options: Any,
 ) -> Instance:
     """Standardises and classifies the returns of one split.
 
@@ -248,25 +229,23 @@ def prepare(
 
     Args:
       prices, split: from `read` and `walk_forward`.
-      window, mode, horizon: as in `sample`.
       thresholds: in standard deviations, ascending.
+      window_options: as of `windows`.
 
     Raises:
       ValueError: for thresholds that do not ascend, a period shorter than a window's targets, or an
         instrument whose price does not change during training.
     """
-    lead, count = steps(window, mode, horizon)
-    if len(thresholds) < 1 or not all(low < high for low, high in _pairs(thresholds)):
-        raise ValueError(f"thresholds are {thresholds}; they must be ascending, at least one")
+    lead, count = steps(**window_options)
+    ascend = all(low < high for low, high in itertools.pairwise(thresholds))
+    require(ascend and len(thresholds) > 0, "thresholds", "ascending, at least one", thresholds)
     for name, rows, least in zip(Split._fields, split, (lead + count, count, count), strict=True):
-        if len(rows) < least:
-            raise ValueError(f"{name} has {len(rows)} rows; a window needs at least {least} of it")
+        require(len(rows) >= least, name, f"at least {least} rows, as a window needs", len(rows))
     returns = np.diff(np.log(prices.values), axis=0)
     training = returns[split.train.start : split.train.stop]
     mean, deviation = training.mean(0), training.std(0)
-    if not (deviation > 0).all():
-        name = prices.names[int(np.argmin(deviation))]
-        raise ValueError(f"column {name!r} does not change during training: no deviation to go by")
+    still = prices.names[int(np.argmin(deviation))]
+    require((deviation > 0).all(), "prices", "changing during training in every column", still)
 
     def series(rows: range, history: int) -> Series:
         z = (returns[rows.start - history : rows.stop] - mean) / deviation
@@ -278,10 +257,11 @@ def prepare(
 
 
 def read(path: str | pathlib.Path) -> Prices:
-    """Reads a CSV file of prices: plain, or packed as gzip or bzip2.
+    """Reads a CSV file of prices: plain, or packed as `actjax.tasks.text.read` knows.
 
-    The first row names the columns, the first column holds ISO 8601 dates or timestamps in
-    ascending order, and each other column the prices of one instrument.
+    The first row names the columns, the first of which needs no name and holds ISO 8601 dates or
+    timestamps in ascending order, all of them with a time zone or none; each other column holds
+    the prices of one instrument.
 
     Raises:
       ValueError: where the file cannot be read or a cell cannot serve; it names the row, counting
@@ -291,20 +271,17 @@ def read(path: str | pathlib.Path) -> Prices:
     names = [name.strip() for name in header]
     _check_header(path, names)
     if len(body) < 2:
-        raise ValueError(f"data file {str(path)!r} has {len(body)} rows of prices; it needs 2")
+        _refuse(path, 1, "hold at least 2 rows of prices", len(body))
     dates, values = [], np.empty((len(body), len(names) - 1))
     for place, (number, cells) in enumerate(body):
-        where = f"data file {str(path)!r}, row {number}"
         if len(cells) != len(names):
-            raise ValueError(f"{where}: it has {len(cells)} cells, the header has {len(names)}")
-        dates.append(_date(cells[0], f"{where}, column {names[0]!r}"))
-        if place and dates[-1] <= dates[-2]:
-            fault = (
-                "is there twice" if dates[-1] == dates[-2] else "is before that of the row above"
-            )
-            raise ValueError(f"{where}, column {names[0]!r}: the date {cells[0]} {fault}")
-        values[place] = _prices(cells[1:], names[1:], where)
-    return Prices(np.array(dates, "datetime64[s]"), tuple(names[1:]), values)
+            _refuse(path, number, f"have {len(names)} cells in a row, as the header", len(cells))
+        dates.append(_date(path, number, names[0], cells[0]))
+        if place:
+            _check_order(path, number, names[0], dates, cells[0])
+        values[place] = _prices(path, number, names[1:], cells[1:])
+    utc = lambda date: date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+    return Prices(np.array([*map(utc, dates)], "datetime64[s]"), tuple(names[1:]), values)
 
 
 def _rows(path: str | pathlib.Path) -> list[tuple[int, list[str]]]:
@@ -312,67 +289,75 @@ def _rows(path: str | pathlib.Path) -> list[tuple[int, list[str]]]:
     try:
         plain = text.read(path).tobytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"data file {str(path)!r} is not text in UTF-8: {error.reason}") from error
+        allowed, got = f"text in UTF-8, got {error.reason}", str(path)
+        raise ValueError(f"data file must be {allowed} in {got!r}.") from error
     reader = csv.reader(io.StringIO(plain, newline=""), strict=True)
     try:
         rows = [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
-        raise ValueError(f"data file {str(path)!r}, row {reader.line_num}: {error}") from error
+        _refuse(path, reader.line_num, "be CSV", str(error))
     return rows or [(1, [])]
 
 
 def _check_header(path: str | pathlib.Path, names: list[str]):
-    where = f"data file {str(path)!r}, row 1"
     if len(names) < 2:
-        raise ValueError(f"{where}: it has {len(names)} columns; it needs a date and an instrument")
-    for place, name in enumerate(names, 1):
-        if not name or _is_number(name):
-            raise ValueError(f"{where}, column {place}: {name!r} is no name of an instrument")
+        other = next((sign for sign in ";\t|" if sign in "".join(names)), None)
+        if other:
+            _refuse(path, 1, "separate its columns by commas", other)
+        _refuse(path, 1, "have a column of dates and one an instrument", names)
+    if _as_date(names[0]):
+        _refuse(path, 1, "name its columns in the first row", names[0])
+    for place, name in enumerate(names[1:], 2):
+        if not name:
+            _refuse(path, 1, "name every instrument", name, place)
         if name in names[: place - 1]:
-            raise ValueError(f"{where}, column {place}: the name {name!r} is there twice")
+            _refuse(path, 1, "name every column once", name, place)
 
 
-def _date(cell: str, where: str) -> datetime.datetime:
+def _date(path: str | pathlib.Path, row: int, column: str, cell: str) -> datetime.datetime:
+    date = _as_date(cell)
+    return date or _refuse(path, row, "hold dates such as 2008-01-02 09:35", cell, column)
+
+
+def _as_date(cell: str) -> datetime.datetime | None:
     try:
-        date = datetime.datetime.fromisoformat(cell.strip())
+        return datetime.datetime.fromisoformat(cell.strip())
     except ValueError:
-        raise ValueError(f"{where}: {cell!r} is not a date such as 2008-01-02 09:35") from None
-    return date.astimezone(datetime.UTC).replace(tzinfo=None) if date.tzinfo else date
+        return None
 
 
-def _prices(cells: list[str], names: list[str], where: str) -> list[float]:
+def _check_order(path, row: int, column: str, dates: list[datetime.datetime], cell: str):
+    *_, before, date = dates
+    if (date.tzinfo is None) != (before.tzinfo is None):
+        _refuse(path, row, "give a time zone with every date or with none", cell, column)
+    if date <= before:
+        fault = "for the second time" if date == before else "after a later one"
+        _refuse(path, row, "hold dates that ascend", cell, column, fault)
+
+
+def _prices(path, row: int, names: list[str], cells: list[str]) -> list[float]:
+    values = [_number(cell) for cell in cells]
+    for name, cell, value in zip(names, cells, values, strict=True):
+        if value is None or not 0 < value < math.inf:
+            _refuse(path, row, "hold a price above 0 in every cell", cell, name)
+    return values
+
+
+def _number(cell: str) -> float | None:
     try:
-        values = [float(cell) for cell in cells]
-        if all(0 < value < math.inf for value in values):
-            return values
+        return float(cell)
     except ValueError:
-        pass
-    for cell, name in zip(cells, names, strict=True):  # at least one of them is at fault
-        if not cell.strip():
-            raise ValueError(f"{where}, column {name!r}: it is empty, and every row needs a price")
-        if not _is_number(cell):
-            raise ValueError(f"{where}, column {name!r}: {cell!r} is not a price")
-        if not 0 < float(cell) < math.inf:
-            raise ValueError(
-                f"{where}, column {name!r}: the price {cell} is not above 0 and finite"
-            )
-    raise AssertionError("unreachable")
+        return None
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _refuse(path, row: int, allowed: str, got: Any, column: Any = None, fault: str = ""):
+    place = f"row {row}" if column is None else f"row {row}, column {column!r}"
+    fault = f" {fault}" if fault else ""
+    raise ValueError(f"data file must {allowed}, got {got!r}{fault} in {place} of {str(path)!r}.")
 
 
-def _pairs(values) -> Iterator[list]:
-    return map(list, itertools.pairwise(values))
-
-
-def _check_span(rows: int, span: int) -> int:
-    """The number of windows of `span` rows that start at different places."""
-    if rows < span:
-        raise ValueError(f"series has {rows} rows; a window with its targets needs {span}")
+def _places(series: Series, lead: int, count: int) -> int:
+    """The number of windows with their targets that start at different places."""
+    rows, span = len(series.classes), lead + count
+    require(rows >= span, "series", f"at least {span} rows, a window with its targets", rows)
     return rows - span + 1

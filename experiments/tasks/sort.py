@@ -1,15 +1,13 @@
 """Sort: read numbers one at a time, then name their places in order (Graves 2016, 3.4)."""
 
 import dataclasses
-import functools
 
-import jax
 from jax import Array
 
 from actjax import losses
 from actjax.tasks import sort
-from experiments import synthetic
 from experiments.options import Options
+from experiments.task import GRAVES, Task, classes, generated, graded, make_objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,56 +22,14 @@ class Sort(Options):
     """Most numbers in a sequence; the fewest are 2."""
 
 
-GRAVES = Sort(
-    cell="lstm",
-    hidden=512,
-    batch_size=16,
-    tau=1e-3,
-    learning_rate=1e-4,
-    steps=16_000_000,
-    log_every=1000,
-    checkpoint_every=10_000,
-)
-
+PAPER = Sort(**GRAVES, hidden=512, batch_size=16)
+SIZES = {"hidden": 64, "batch_size": 32, "max_numbers": 5, "max_steps": 20}
+PACE = {"learning_rate": 2e-3, "steps": 24_000, "log_every": 50, "checkpoint_every": 1000}
 PRESETS = {
-    "cpu": dataclasses.replace(
-        GRAVES,
-        hidden=64,
-        batch_size=32,
-        max_numbers=5,
-        max_steps=20,
-        tau=1e-4,
-        init="glorot",
-        halt_bias=-2.0,
-        learning_rate=2e-3,
-        steps=24_000,
-        log_every=50,
-        checkpoint_every=1000,
-    ),
-    "graves": GRAVES,
-    "paper": GRAVES,
+    "cpu": dataclasses.replace(PAPER, **SIZES, **PACE, tau=1e-4, init="glorot", halt_bias=-2.0),
+    "graves": PAPER,
+    "paper": PAPER,
 }
-
-
-def predict(outputs: Array) -> Array:
-    return outputs.argmax(-1)
-
-
-def sampler(options: Sort):
-    def sample(key, data=()):
-        return sort.sample(key, options.batch_size, max_numbers=options.max_numbers)
-
-    return sample
-
-
-def levels(options: Sort):
-    """Sequences of one count of numbers (Graves 2016, figure 19)."""
-    return {
-        numbers: jax.jit(
-            functools.partial(sort.sample, batch_size=128, min_numbers=numbers, max_numbers=numbers)
-        )
-        for numbers in range(2, options.max_numbers + 1)
-    }
 
 
 def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict[str, list[str]]:
@@ -83,17 +39,18 @@ def example(inputs: Array, predictions: Array, mask: Array, length: int) -> dict
     return {"inputs": read[:length], "outputs": given[:length]}
 
 
-TASK = synthetic.Task(
+TASK = Task(
     name="sort",
+    what="sort real numbers",
     presets=PRESETS,
     features=lambda options: (sort.INPUT_SIZE, sort.CLASSES),
-    sampler=sampler,
-    objective=lambda options: synthetic.make_objective(
-        options, losses.softmax_cross_entropy, lambda outputs: outputs, predict
+    sampler=generated(sort.sample, "max_numbers"),
+    objective=lambda options: make_objective(
+        options.over_time, losses.softmax_cross_entropy, classes
     ),
-    predict=predict,
-    levels=levels,
+    predict=classes,
+    unit="numbers",
+    # sequences of one count of numbers (Graves 2016, figure 19)
+    levels=lambda options: graded(sort.sample, "numbers", range(2, options.max_numbers + 1)),
     example=example,
 )
-
-main = functools.partial(synthetic.main, TASK)

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from actjax import losses, training
+from actjax import losses
 from actjax.tasks import text
 from actjax.tasks.batch import Batch
-from experiments import run
+from experiments import evaluation
 from experiments.data import load_text
-from experiments.network import Network, make_network
-from experiments.options import Options, joined, parse
-from experiments.show import figures
-from experiments.synthetic import Loaded
+from experiments.network import Network
+from experiments.options import Options, require
+from experiments.task import Loaded, Task, classes, make_layered_objective
 
 STRETCH = 120  # characters shown in a figure
 CONTEXT = 50  # characters read before them
@@ -31,6 +30,7 @@ KINDS = {
 }
 PLAIN = rb"[^<>\[\]{}|=&\n'*]"
 PROSE = re.compile(rb"%b{%d} %b{%d}" % (PLAIN, CONTEXT - 1, PLAIN, STRETCH + 1))
+HELD_OUT_BYTES = 100_000  # that measure a member of a sweep
 MARKUP = b"<page>"  # where the second stretch begins (Graves 2016, figure 24)
 
 
@@ -57,98 +57,15 @@ class Wikipedia(Options):
     """Weight of the losses of lfact's intermediate layers."""
 
 
-PRESETS = {
-    "demo": Wikipedia(
-        cell="gru",
-        tau=2e-2,
-        max_steps=10,
-        over_time="mean",
-        batch_size=32,
-        learning_rate=3e-3,
-        steps=600,
-        log_every=20,
-        checkpoint_every=200,
-    ),
-    "lfact": Wikipedia(
-        model="lfact",
-        cell="gru",
-        tau=0.06,
-        max_steps=3,
-        mu=0.1,
-        over_time="mean",
-        batch_size=64,
-        sequences=10_240,
-        learning_rate=2e-3,
-        steps=2400,  # 15 times through the training windows
-        log_every=80,
-        checkpoint_every=160,
-    ),
-    "graves": Wikipedia(
-        cell="lstm",
-        hidden=1500,
-        tau=6e-3,
-        batch_size=16,
-        window=500,
-        learning_rate=1e-4,
-        steps=160_000,
-        checkpoint_every=1000,
-    ),
-}
-PRESETS |= {"cpu": PRESETS["demo"], "paper": PRESETS["graves"]}
-
-
-def main(argv: list[str]):
-    """Trains a network, measures it on held-out text, draws its figures and prints a table."""
-    options = parse("wikipedia", PRESETS, argv)
-    with joined(options):
-        summary, folder = train(options)
-        found = summary["evaluation"]
-        error = found["bits_per_character_standard_error"]
-        run.show(
-            "Wikipedia, held-out text",
-            [
-                {
-                    "model": summary["model"],
-                    "updates": f"{summary['steps']:,}",
-                    "bits per character": f"{found['bits_per_character']:.4f} +- {error:.4f}",
-                    "ponder N + R": f"{found['ponder']:.2f}",
-                    "largest": f"{found['ponder_max']:.1f}",
-                    "time": f"{summary['wall_time_seconds']:.0f} s",
-                }
-            ],
-            *run.notes(summary, folder),
-        )
-
-
-def train(options: Wikipedia) -> tuple[dict[str, Any], Any]:
-    """One run from start to figures: its summary and its folder."""
-    data, test, sha256 = load(options)
-    network = make_network(options, text.SYMBOLS, text.SYMBOLS)
-    network, folder = run.train(
-        "wikipedia",
-        options,
-        network,
-        sampler(options),
-        make_objective(options),
-        data=data,
-        data_id=sha256,
-        score=validation(options),
-    )
-    evaluation = measure(network, test, options)
-    training.write_json(folder / "stretches.json", stretches(network, test.text))
-    summary = run.finish("wikipedia", options, folder, evaluation)
-    figures.draw(folder)
-    return summary, folder
-
-
-def check_held_out(options: Wikipedia, size: int):
-    """Refuses a held-out split too short for a window, or for a stretch to draw."""
-    least = max(options.window, CONTEXT + STRETCH) + 1
-    if size < least:
-        raise ValueError(
-            f"held_out is {options.held_out}, which leaves {size} bytes of {options.data!r} for "
-            f"the held-out split; it needs {least}"
-        )
+DEMO = {"cell": "gru", "over_time": "mean", "max_steps": 10, "tau": 2e-2, "batch_size": 32}
+DEMO |= {"learning_rate": 3e-3, "steps": 600, "log_every": 20, "checkpoint_every": 200}
+LFACT = {"model": "lfact", "cell": "gru", "over_time": "mean", "max_steps": 3, "tau": 0.06}
+LFACT |= {"mu": 0.1, "batch_size": 64, "sequences": 10_240, "learning_rate": 2e-3}
+LFACT |= {"steps": 2400, "log_every": 80, "checkpoint_every": 160}  # 15 times through the windows
+GRAVES = {"cell": "lstm", "hidden": 1500, "tau": 6e-3, "batch_size": 16, "window": 500}
+GRAVES |= {"learning_rate": 1e-4, "steps": 160_000, "checkpoint_every": 1000}
+KINDS_OF_RUN = {"demo": DEMO, "lfact": LFACT, "graves": GRAVES, "cpu": DEMO, "paper": GRAVES}
+PRESETS = {name: Wikipedia(**chosen) for name, chosen in KINDS_OF_RUN.items()}
 
 
 class Data(NamedTuple):
@@ -181,11 +98,13 @@ def load(options: Wikipedia) -> Loaded:
     corpus = load_text(options.data)
     sha256 = hashlib.sha256(corpus).hexdigest()
     begin, held_out = text.split(corpus, options.held_out)
-    check_held_out(options, held_out.size)
+    least = max(options.window, CONTEXT + STRETCH) + 1
+    allowed = f"a part that leaves at least {least} bytes of {options.data!r}, not {held_out.size}"
+    require(held_out.size >= least, "held_out", allowed, options.held_out)
     if not options.sequences:
-        run.input_size(sampler(options), Data(begin, None))
+        jax.eval_shape(sampler(options), jax.random.key(0), Data(begin, None))
         batch = text.windows(held_out, options.window, encoding="index")
-        return Loaded(Data(jnp.asarray(begin), None), Test(batch, held_out, {}), sha256)
+        return loaded(options, Data(jnp.asarray(begin), None), Test(batch, held_out, {}), sha256)
     count, window = max(1, options.sequences // 8), options.window
     for_training, for_others = jax.random.split(jax.random.key(0))
     pieces = text.draw(for_training, options.sequences, text=begin, window=window, apart=False)
@@ -193,7 +112,12 @@ def load(options: Wikipedia) -> Loaded:
     batch = lambda chosen: text.as_batch(jnp.asarray(chosen), encoding="index")
     seen = {"train": batch(pieces[:count]), "validation": batch(others[:count])}
     data = Data(jnp.asarray(pieces), jnp.asarray(others[:count]))
-    return Loaded(data, Test(batch(others[count:]), held_out, seen), sha256)
+    return loaded(options, data, Test(batch(others[count:]), held_out, seen), sha256)
+
+
+def loaded(options: Wikipedia, data: Data, test: Test, sha256: str) -> Loaded:
+    start = jax.tree.map(lambda leaf: leaf[: HELD_OUT_BYTES // options.window], test.batch)
+    return Loaded(data, test, sha256, of_many=test._replace(batch=start))
 
 
 def sampler(options: Wikipedia):
@@ -228,47 +152,32 @@ def validation(options: Wikipedia):
     return score
 
 
-def make_objective(options: Wikipedia):
-    """`(network, batch, tau) -> (loss, metrics)`: cross-entropy and ponder cost (Graves 2016, eq
-    12), with `mu` those of intermediate layers too (LFACT 2020, eq 6)."""
-    over_time = options.over_time
+def objective(options: Wikipedia):
+    """`(network, batch, tau) -> (loss, metrics)`."""
 
-    def objective(network: Network, batch, tau):
-        logits, ponder, layers = network.with_layers(batch.inputs)
-        total = losses.softmax_cross_entropy(logits, batch.targets, batch.mask)
-        if options.mu and layers is not None:
-            total += options.mu * losses.over_layers(
-                lambda outputs, mask: losses.softmax_cross_entropy(
-                    network.readout(outputs), batch.targets, mask
-                ),
-                layers,
-                batch.mask,
-                deepest=total,
-            )
-        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
-        loss = cross_entropy + tau * losses.ponder_cost(ponder.cost, over_time=over_time).mean()
-        return loss, {
-            "bits_per_character": losses.bits_per_character(logits, batch.targets, batch.mask),
-            "accuracy": losses.accuracy(logits.argmax(-1), batch.targets, batch.mask),
-            **losses.ponder_metrics(ponder),
-        }
+    def bits(logits, batch):
+        found = losses.bits_per_character(logits, batch.targets, batch.mask)
+        return {"bits_per_character": found}
 
-    return objective
+    return make_layered_objective(options.mu, options.over_time, bits)
 
 
-def measure(network: Network, test: Test, options: Wikipedia) -> dict[str, Any]:
-    """`evaluate` on the test windows, with N_t by step for the others too."""
-    found = evaluate(network, test.batch, options)
-    parts = {name: evaluate(network, batch, options) for name, batch in test.others.items()}
-    of_all = {**parts, "test": found}
-    return found | {"steps_by_step": {name: part["steps_by_step"] for name, part in of_all.items()}}
+def measure(options: Wikipedia, networks: Network, test: Test) -> list[dict[str, Any]]:
+    """`evaluate` of every member on the test windows, with N_t by step for the others too."""
+    found = []
+    for index in range(len(jax.tree.leaves(networks)[0])):
+        network = evaluation.member(networks, index)
+        batches = {**test.others, "test": test.batch}
+        parts = {name: evaluate(network, batch, options) for name, batch in batches.items()}
+        steps = {name: part["steps_by_step"] for name, part in parts.items()}
+        found.append(parts["test"] | {"steps_by_step": steps})
+    return found
 
 
 def evaluate(network: Network, batch: Batch, options: Wikipedia) -> dict[str, Any]:
     """Bits per character over the windows of `batch`, whose inputs are bytes [N, T]."""
-    size = options.batch_size
-    count = batch.inputs.shape[0]
-    rows = min(size, count)
+    count = len(batch.inputs)
+    rows = min(options.batch_size, count)
     starts = np.arange(-(-count // rows)) * rows
     picked = np.minimum(starts[:, None] + np.arange(rows), count - 1)  # the last is filled up
 
@@ -296,7 +205,7 @@ def evaluate(network: Network, batch: Batch, options: Wikipedia) -> dict[str, An
         "ponder_max": float(ponder.max()),
         "ponder_steps": float(steps.mean()),
         "characters": int(count * options.window),
-        "steps_by_step": run.steps_by_step(steps),
+        "steps_by_step": evaluation.steps_by_step(steps),
         "by_kind": by_kind(np.asarray(batch.inputs), ponder),
     }
 
@@ -344,3 +253,19 @@ def stretch(network: Network, piece: np.ndarray) -> dict[str, Any]:
         "loss_bits": loss[0, shown].tolist(),
         "entropy_bits": losses.entropy_bits(logits)[0, shown].tolist(),
     }
+
+
+TASK = Task(
+    name="wikipedia",
+    what="predict the next byte of Wikipedia",
+    title="Wikipedia, held-out text",
+    presets=PRESETS,
+    features=lambda options: (text.SYMBOLS, text.SYMBOLS),
+    sampler=sampler,
+    objective=objective,
+    predict=classes,
+    load=load,
+    score=validation,
+    measure=measure,
+    look=lambda network, test: {"stretches": stretches(network, test.text)},
+)

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 
 PLAIN = "0.25"
+MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
 THOUSANDS = matplotlib.ticker.FuncFormatter(
     lambda updates, _: f"{updates / 1000:g}k" if updates else "0"
 )
@@ -69,8 +70,22 @@ def mean_curve(members, key) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(steps), np.mean(rows, axis=0)
 
 
-def save(figure, path: pathlib.Path) -> bool:
+def layers_panel(axes, found: dict[str, np.ndarray], words: tuple[str, str, str], **line):
+    """N_t at each step over seeds [seeds, T]: its largest, 90th percentile and mean, so named."""
+    x = np.arange(1, found["mean"].shape[1] + 1)
+    largest, top_tenth, mean = words
+    axes.bar(x, found["maximum"].max(0), color="#f3c1bd", label=largest)
+    axes.bar(x, found["percentile_90"].mean(0), color="tab:red", width=0.45, label=top_tenth)
+    axes.plot(x, found["mean"].mean(0), color="k", label=mean, **line)
+
+
+def by_seed(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The records of N_t at each step, one row a seed."""
+    return {name: np.array([record[name] for record in records]) for name in records[0]}
+
+
+def save(figure, path: pathlib.Path, dpi: int = 90) -> bool:
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
     return True

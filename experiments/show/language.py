@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.show.plots.style import PLAIN, THOUSANDS, mean_and_error, mean_curve, plt, save
-
-MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
+from experiments.show import style
+from experiments.show.style import MODELS, THOUSANDS, mean_and_error, mean_curve, plt, save
 
 
 def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -38,12 +37,12 @@ def layers(summary: dict[str, Any], path: pathlib.Path) -> bool:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for model in found.keys() - {"rnn"}:
         label, color = MODELS[model]
-        for key, style, what in (
+        for key, line, what in (
             ("ponder_steps", "-", "mean N"),
             ("ponder_max", ":", "most N + R"),
         ):
             steps, mean = mean_curve(found[model], key)
-            left.plot(steps, mean, style, color=color, label=f"{label}, {what}")
+            left.plot(steps, mean, line, color=color, label=f"{label}, {what}")
     for model in found:
         steps, mean = mean_curve(found[model], "validation_max")
         right.plot(steps, -mean, color=MODELS[model][1], label=MODELS[model][0])
@@ -66,14 +65,8 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     records = [member["evaluation"]["steps_by_step"] for member in found]
     figure, panels = plt.subplots(1, len(records[0]), figsize=(12, 2.9), sharey=True)
     for axes, period in zip(panels, records[0], strict=True):
-        rows = {
-            name: np.array([record[period][name] for record in records])
-            for name in ("mean", "maximum", "percentile_90")
-        }
-        x = np.arange(1, rows["mean"].shape[1] + 1)
-        axes.bar(x, rows["maximum"].max(0), color="#f3c1bd", label="maximum")
-        axes.bar(x, rows["percentile_90"].mean(0), color="tab:red", width=0.45, label="90 %")
-        axes.plot(x, rows["mean"].mean(0), color="k", label="mean")
+        found = style.by_seed([record[period] for record in records])
+        style.layers_panel(axes, found, ("maximum", "90 %", "mean"))
         axes.set_title(period, fontsize=10)
         axes.set_xlabel("character of the window")
     panels[0].set_ylabel(r"$N_t$ of LFACT")

@@ -1,19 +1,18 @@
-"""The finance figures of LFACT 2020, drawn from the members of all its summaries together."""
+"""Finance beside LFACT 2020: figures and a table of the members of all its summaries together."""
 
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from experiments.show.plots.style import PLAIN, mean_and_error, plt, save
+from experiments.show import markup, style
+from experiments.show.papers import PAPERS
+from experiments.show.style import MODELS, mean_and_error, plt, plus_minus, save
 
-MODELS = {"rnn": ("RNN", PLAIN), "act": ("ACT", "tab:blue"), "lfact": ("LFACT", "tab:red")}
-TASKS = {
-    "rnn": "next step",
-    "seq2seq-5": "seq2seq, 5 steps",
-    "seq2seq-10": "seq2seq, 10 steps",
-}
+PAPER = PAPERS["tasks"]["finance"]
+TASKS = {"rnn": "next step", "seq2seq-5": "seq2seq, 5 steps", "seq2seq-10": "seq2seq, 10 steps"}
 PERIODS = ("train", "validation", "test")
 PAPER_MU = 0.1
 Members = list[dict[str, Any]]
@@ -34,10 +33,7 @@ def scores(members: Members) -> list[float]:
 
 def by_seed(members: Members) -> list[float]:
     """Test F1 averaged over instances, one number a seed."""
-    return [
-        float(np.mean(scores(select(members, seed=seed))))
-        for seed in sorted({m["seed"] for m in members})
-    ]
+    return [float(np.mean(scores(select(members, seed=s)))) for s in _values(members, "seed")]
 
 
 def change(values: list[float], base: list[float]) -> tuple[float, float]:
@@ -52,7 +48,7 @@ def f1(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 6), squeeze=False)
+    figure, panels = _panels(tasks, 2, 6)
     for (top, bottom), task in zip(panels.T, tasks, strict=True):
         here = select(members, task=task)
         instances, models = _values(here, "instance"), _models(here)
@@ -77,7 +73,6 @@ def f1(members: Members, path: pathlib.Path) -> bool:
             top.hlines(always, place - 0.45, place + 0.45, color="k", linestyle=":", label=name)
         for axes in (top, bottom):
             axes.set_xticks(range(len(instances)), [f"INS{i + 1}" for i in instances])
-        top.set_title(TASKS.get(task, task), fontsize=10)
         top.set_ylim(top=1.4 * top.get_ylim()[1])  # room for the legend
         bottom.axhline(0, color="k", linewidth=0.8)
     panels[0, 0].set_ylabel("test F1")
@@ -92,7 +87,7 @@ def by_step(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.4), squeeze=False)
+    figure, panels = _panels(tasks, 1, 3.4)
     for axes, task in zip(panels[0], tasks, strict=True):
         for model in _models(select(members, task=task)):
             label, color = MODELS[model]
@@ -102,7 +97,6 @@ def by_step(members: Members, path: pathlib.Path) -> bool:
             mean, error = np.array([mean_and_error(column) for column in rows.T]).T
             axes.plot(x, mean, color=color, marker=".", label=label)
             axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
-        axes.set_title(TASKS.get(task, task), fontsize=10)
         axes.set_xlabel("prediction step")
     panels[0, 0].set_ylabel(f"test F1, INS{members[0]['instance'] + 1}")
     panels[0, -1].legend(fontsize="small")
@@ -122,10 +116,8 @@ def steps(members: Members, path: pathlib.Path) -> bool:
         for axes, period in zip(row, PERIODS, strict=True):
             found = _steps(select(layered, task=task), period)
             x = np.arange(1, len(found["mean"][0]) + 1)
-            largest, top_tenth = found["maximum"].max(0), found["percentile_90"].mean(0)
-            axes.bar(x, largest, color="#f3c1bd", label="LFACT, maximum")
-            axes.bar(x, top_tenth, color="tab:red", width=0.45, label="LFACT, 90th percentile")
-            axes.plot(x, found["mean"].mean(0), color="k", marker=".", label="LFACT, mean")
+            words = "LFACT, maximum", "LFACT, 90th percentile", "LFACT, mean"
+            style.layers_panel(axes, found, words, marker=".")
             others = select(members, task=task, model="act")
             if others:
                 mean = _steps(others, period)["mean"].mean(0)
@@ -169,9 +161,8 @@ def size(members: Members, path: pathlib.Path) -> bool:
         label, color = MODELS[model]
         here = select(members, model=model)
         kinds = [select(here, train_on=rows) for rows in {m["train_on"] for m in here}]
-        points = [
-            (np.mean([m["training_rows"] for m in k]), *mean_and_error(by_seed(k))) for k in kinds
-        ]
+        trained = lambda kind: np.mean([m["training_rows"] for m in kind])
+        points = [(trained(kind), *mean_and_error(by_seed(kind))) for kind in kinds]
         rows, mean, error = np.array(sorted(points)).T
         axes.errorbar(rows, mean, error, color=color, marker=".", capsize=3, label=label)
     axes.set_xlabel("rows trained on")
@@ -186,9 +177,7 @@ def curves(members: Members, path: pathlib.Path) -> bool:
     tasks = _tasks(members)
     if not tasks:
         return False
-    figure, panels = plt.subplots(
-        2, len(tasks), figsize=(4.2 * len(tasks), 5), squeeze=False, sharex="col"
-    )
+    figure, panels = _panels(tasks, 2, 5, sharex="col")
     for (top, bottom), task in zip(panels.T, tasks, strict=True):
         for model in _models(select(members, task=task)):
             label, color = MODELS[model]
@@ -197,7 +186,6 @@ def curves(members: Members, path: pathlib.Path) -> bool:
             for axes, key in ((top, "validation_f1_max"), (bottom, "ponder_steps")):
                 values = np.array([curve[key][:rows] for curve in here], float)
                 axes.plot(here[0]["step"][:rows], values.mean(0), color=color, label=label)
-        top.set_title(TASKS.get(task, task), fontsize=10)
         bottom.set_xlabel("updates")
     panels[0, 0].set_ylabel("validation F1")
     panels[1, 0].set_ylabel("mean N in training")
@@ -205,25 +193,82 @@ def curves(members: Members, path: pathlib.Path) -> bool:
     return save(figure, path)
 
 
-# name -> (how it is drawn, its number in the paper, what it shows)
-FIGURES = {
-    "f1": (f1, "LFACT 2a, 3a and 6", "F1 by instance and model"),
-    "mu": (mu, "LFACT 2b", "weight of the intermediate losses"),
-    "by_step": (by_step, "LFACT 2c, 3b and 7", "F1 at each prediction step"),
-    "steps": (steps, "LFACT 2d, 3c to 3e", "layers at each step"),
-    "curves": (curves, "as LFACT 4c", "validation F1 and N while training"),
-    "size": (size, "as LFACT 9", "F1 by rows trained on"),
-}
+FIGURES = {"f1": f1, "mu": mu, "by_step": by_step, "steps": steps, "curves": curves, "size": size}
 
 
 def draw(members: Members, folder: pathlib.Path) -> list[tuple[str, str, pathlib.Path]]:
     """Draws every figure that the members give: (number, title, path) of each."""
     drawn = []
-    for name, (function, number, title) in FIGURES.items():
+    for name, figure in PAPER["figures"].items():
         path = pathlib.Path(folder) / f"{name}.png"
-        if function(members, path):
-            drawn.append((number, title, path))
+        if FIGURES[name](members, path):
+            drawn.append((figure["number"], figure["title"], path))
     return drawn
+
+
+def table(members: Members) -> list[dict[str, str]]:
+    """F1 on the test periods as text, a line for each task and model that ran.
+
+    Errors are standard errors over seeds. The change is that of the mean over all instances.
+    """
+    members, rows = usual(members), []
+    mean = lambda records, key: mean_and_error([record[key] for record in records])[0]
+    for task, paper in PAPER["table"].items():
+        base = select(members, task=task, model="rnn")
+        for model, (label, _) in MODELS.items():
+            ours = select(members, task=task, model=model)
+            if not ours:
+                continue
+            changed = ""
+            if base and model != "rnn":
+                ratio, error = change(by_seed(ours), by_seed(base))
+                spread = f" ± {100 * error:.1f}" if math.isfinite(error) else ""
+                changed = f"{100 * ratio:+.1f}{spread} %"
+            test = [m["evaluation"]["test"] for m in ours]
+            instances = _values(ours, "instance")
+            f1s = {f"F1, INS{i + 1}": scores(select(ours, instance=i)) for i in instances}
+            rows.append(
+                {
+                    "task": TASKS[task],
+                    "model": label,
+                    "seeds": str(len({m["seed"] for m in ours})),
+                    **{title: plus_minus(values) for title, values in f1s.items()},
+                    "change over the RNN": changed,
+                    "paper": paper[model],
+                    "F1 of the usual class": f"{mean(test, 'usual_f1'):.3f}",
+                    "accuracy": f"{mean(test, 'accuracy'):.3f}",
+                    "of the usual class": f"{mean(test, 'usual_accuracy'):.3f}",
+                    "steps N": f"{mean(test, 'ponder_steps'):.2f}",
+                }
+            )
+    return rows
+
+
+def section(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
+    """The report's section, whose figures compare the members of all summaries."""
+    title = "<h2 id=finance>Finance</h2>"
+    if not found:
+        return title + markup.missing("python -m experiments finance --results FILE")
+    members = [member for _, summary in found for member in summary["members"]]
+    parts = [title, f"<p>{PAPER['about']}</p>"]
+    rows = table(members)
+    parts += [markup.table(rows)] if rows else []
+    for name, figure in PAPER["figures"].items():
+        picture = markup.figure(FIGURES[name], members)
+        if picture:
+            heading = f"<h3>{figure['number']}: {figure['title']}</h3>"
+            parts.append(heading + markup.note(f"Paper: {figure['says']}") + picture)
+    parts += [markup.heading(path, summary) for path, summary in found]
+    return "\n".join(parts)
+
+
+def _panels(tasks: list[str], rows: int, height: float, **shared):
+    """A figure with a column of panels for each task."""
+    size = {"figsize": (4.2 * len(tasks), height), "squeeze": False}
+    figure, panels = plt.subplots(rows, len(tasks), **size, **shared)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        axes.set_title(TASKS.get(task, task), fontsize=10)
+    return figure, panels
 
 
 def _paper_mu(member: dict[str, Any]) -> bool:
@@ -266,5 +311,4 @@ def _values(members: Members, key: str) -> list:
 
 def _steps(members: Members, period: str) -> dict[str, np.ndarray]:
     """The records of N_t at each step, one row a seed."""
-    records = [m["evaluation"][period]["steps_by_step"] for m in members]
-    return {name: np.array([record[name] for record in records]) for name in records[0]}
+    return style.by_seed([m["evaluation"][period]["steps_by_step"] for m in members])

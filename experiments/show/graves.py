@@ -6,7 +6,8 @@ from typing import Any
 import matplotlib.patches
 import numpy as np
 
-from experiments.show.plots.style import (
+from experiments.show import figures
+from experiments.show.style import (
     PLAIN,
     THOUSANDS,
     colors,
@@ -73,7 +74,7 @@ def curves(summary: dict[str, Any], path: pathlib.Path) -> bool:
     return save(figure, path)
 
 
-def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
+def difficulty(summary: dict[str, Any], path: pathlib.Path, *, unit: str) -> bool:
     """Steps and error against difficulty: members faint, means over seeds bold (fig. 6)."""
     graded = [m for m in _fixed(summary) if m["evaluation"].get("by_difficulty")]
     found = groups(graded)
@@ -88,9 +89,8 @@ def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
             for line in lines:
                 axes.plot(levels, line, color=tones[label], alpha=0.2, lw=0.8)
             axes.plot(levels, np.mean(lines, axis=0), color=tones[label], label=label)
-    unit = {"parity": "bits", "logic": "gates", "addition": "digits", "sort": "numbers"}
     for axes in panels:
-        axes.set_xlabel(f"difficulty: {unit[summary['experiment']]}")
+        axes.set_xlabel(unit if unit == "difficulty" else f"difficulty: {unit}")
     panels[0].set_ylabel("ponder steps N")
     panels[1].set_ylabel("sequence error rate")
     panels[1].set_ylim(bottom=0)
@@ -100,10 +100,9 @@ def difficulty(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Ponder at every step of single sequences, inputs below and outputs above (figs. 15, 20)."""
-    member = next((m for m in summary["members"] if m.get("examples")), None)
-    if member is None:
+    member, examples = _looked_at(summary, "examples")
+    if not examples:
         return False
-    examples = member["examples"]
     widths = [2 + len(example["ponder"]) for example in examples]
     figure, panels = plt.subplots(
         1, len(examples), figsize=(12, 3.4), width_ratios=widths, sharey=True
@@ -126,15 +125,20 @@ def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 def stretches(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Ponder, loss and entropy along stretches of text (figs. 23, 24)."""
-    from experiments.show import figures
-
-    member = next((m for m in summary["members"] if m["evaluation"].get("stretches")), None)
-    if member is None:
-        return False
-    for index, piece in enumerate(member["evaluation"]["stretches"]):
+    _, pieces = _looked_at(summary, "stretches")
+    for index, piece in enumerate(pieces):
         target = path if index == 0 else path.with_name(f"{path.stem}_{index + 1}.png")
         figures.stretch(piece, target)
-    return True
+    return bool(pieces)
+
+
+def _looked_at(summary, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The first member that shows single inputs, and those; in older summaries beside the rest."""
+    for member in summary["members"]:
+        found = member["evaluation"].get(name) or member.get(name)
+        if found:
+            return member, found
+    return {}, []
 
 
 def _fixed(summary):
@@ -142,7 +146,7 @@ def _fixed(summary):
 
 
 def _text(summary) -> bool:
-    return summary["experiment"] == "wikipedia"
+    return any("bits_per_character" in m["evaluation"] for m in summary["members"])
 
 
 def _metric(summary) -> str:

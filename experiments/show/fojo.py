@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.show.plots.style import THOUSANDS, colors, groups, mean_curve, name, plt, save
+from experiments.show.style import THOUSANDS, colors, groups, mean_curve, name, plt, save
 
 
 def act(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -24,7 +24,7 @@ def repeat(summary: dict[str, Any], path: pathlib.Path) -> bool:
 def by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     """Box plots of ponder at each input step, for the ACT network with the least error (6.8)."""
     wanted = [m for m in summary["members"] if m["model"] == "act"]
-    if not wanted:
+    if not wanted or "by_step" not in wanted[0]["evaluation"]:
         return False
     member = min(wanted, key=lambda m: (m["evaluation"]["error"], m["evaluation"]["ponder"]))
     boxes = []
