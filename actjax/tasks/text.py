@@ -6,17 +6,35 @@ import io
 import lzma
 import pathlib
 import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_choice, check_positive
 from actjax.tasks.batch import Batch
 
 SYMBOLS = 256
 ENCODINGS = ("one_hot", "index")
+
+# What a file begins with that is packed in a way that Python does not unpack.
+_NOT_UNPACKED = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"Rar!\x1a\x07": "rar",
+}
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def sample(
@@ -50,7 +68,7 @@ def sample(
     check_positive("batch_size", batch_size)
     _check_window(text.size, window)
     start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
-    pieces = text[start + jnp.arange(window + 1)]  # [B, T + 1]
+    pieces = text[start + jnp.arange(window + 1)[None]]  # [B, T + 1]
     return as_batch(pieces, encoding=encoding)
 
 
@@ -90,7 +108,7 @@ def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndar
       (95, [95, 96, 97, 98, 99])
     """
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out is {held_out}; it must be above 0 and below 1")
+        raise ValueError(f"held_out must be above 0 and below 1, got {held_out!r}.")
     cut = text.size - round(text.size * held_out)
     return text[:cut], text[cut:]
 
@@ -98,8 +116,8 @@ def split(text: np.ndarray, held_out: float = 0.05) -> tuple[np.ndarray, np.ndar
 def read(path: str | pathlib.Path) -> np.ndarray:
     """Reads a file of text as bytes: uint8 [n].
 
-    The file may be plain, or packed as bzip2, gzip, xz, a zip of one file, or, from Python 3.14 on,
-    zstd: its first bytes decide, not its name.
+    The file may be plain, or packed as bzip2, gzip, xz or a zip of one file: its first bytes
+    decide, not its name.
 
     Raises:
       ValueError: where the file is missing, unreadable, empty, truncated, damaged, or packed in
@@ -110,36 +128,23 @@ def read(path: str | pathlib.Path) -> np.ndarray:
         packed = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"data file must be readable, got {str(path)!r}: {error.strerror or error}."
+            f"path must be a file that can be read, got {str(path)!r}: {error.strerror or error}."
         ) from error
+    for magic, kind in _NOT_UNPACKED.items():
+        if packed.startswith(magic):
+            raise ValueError(
+                "path must be a plain file or packed as bzip2, gzip, xz or zip, "
+                f"got {str(path)!r}, which is packed as {kind}."
+            )
     try:
         plain = _unpack(packed)
-    except _Unknown as error:
+    except _DAMAGE as error:
         raise ValueError(
-            f"data file must be plain, or packed as {PACKED}, got {error} in {str(path)!r}."
-        ) from None
-    except Exception as error:  # each of the packers has its own kinds
-        raise ValueError(
-            f"data file must be whole, got {str(path)!r}, truncated or damaged: {error}."
+            f"path must be a whole file, got {str(path)!r}, which is truncated or damaged: {error}."
         ) from error
     if not plain:
-        raise ValueError(f"data file must hold at least one byte, got {str(path)!r}, empty.")
+        raise ValueError(f"path must be a file of text, got {str(path)!r}, which is empty.")
     return np.frombuffer(plain, np.uint8)
-
-
-PACKED = "bzip2, gzip, xz or zip"
-# the first bytes of packed files that nothing here unpacks
-_FOREIGN = {
-    b"\x1f\x9d": "compress (.Z)",
-    b"7z\xbc\xaf\x27\x1c": "7-Zip",
-    b"Rar!\x1a\x07": "RAR",
-    b"\x04\x22\x4d\x18": "LZ4",
-    b"LZIP": "lzip",
-}
-
-
-class _Unknown(Exception):
-    """The name of a way of packing that cannot be undone here."""
 
 
 def _unpack(packed: bytes) -> bytes:
@@ -147,23 +152,14 @@ def _unpack(packed: bytes) -> bytes:
         return bz2.decompress(packed)
     if packed.startswith(b"\x1f\x8b"):
         return gzip.decompress(packed)
-    if packed.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")):
+    if packed.startswith(b"\xfd7zXZ\x00"):
         return lzma.decompress(packed)
-    if packed.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            from compression import zstd  # of Python 3.14
-        except ImportError:
-            raise _Unknown("zstd, which needs Python 3.14,") from None
-        return zstd.decompress(packed)
-    if packed.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if packed.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise zipfile.BadZipFile(f"it holds {len(names)} files where one is expected")
             return archive.read(names[0])
-    for start, name in _FOREIGN.items():
-        if packed.startswith(start):
-            raise _Unknown(name)
     return packed
 
 
@@ -193,8 +189,8 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
         room = (text.size - 1) // window
         if room < count:
             raise ValueError(
-                f"text has {text.size} bytes, room for {room} windows of {window} that lie apart; "
-                f"{count} are asked for"
+                f"text must have room for {count} windows of {window} bytes that lie apart, "
+                f"got {text.size} bytes, room for {room}."
             )
         start = np.asarray(jax.random.permutation(key, room)[:count]) * window
     else:
@@ -204,8 +200,7 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
 
 def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
     """Inputs and targets from pieces of T + 1 bytes: uint8 [B, T + 1]."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding is {encoding!r}; it must be one of {', '.join(ENCODINGS)}")
+    check_choice("encoding", encoding, ENCODINGS)
     symbols = pieces.astype(jnp.int32)
     inputs, targets = symbols[:, :-1], symbols[:, 1:]
     return Batch(
@@ -218,10 +213,9 @@ def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
 
 
 def _check_window(size: int, window: int):
-    if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1")
+    check_positive("window", window)
     if size < window + 1:
         raise ValueError(
-            f"text has {size} bytes; a window of {window} needs at least {window + 1} "
-            "(a byte and the one after it for each step)"
+            f"text must have at least {window + 1} bytes for a window of {window}, "
+            f"a byte and the one after it for each step, got {size}."
         )
