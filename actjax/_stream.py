@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from actjax._checks import check_positive
-from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, start
+from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, read_outputs, start
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
 from actjax._loop.rows import averaged, like_inputs, per_row, select
 from actjax.halting import FixedSteps, Graves
@@ -180,7 +180,7 @@ class _State(NamedTuple):
 def _blank(model, lanes: int, chunk: int) -> _State:
     plan, data, _ = _loop(model, lanes, chunk)
     registers = start(plan, data, like_inputs(data.state))
-    outputs = no_outputs(plan, data, registers, like_inputs(data.state))
+    outputs = no_outputs(plan, data, like_inputs(data.state))
     inputs = data.xs[0].reshape(lanes, chunk, -1)
     return _State(registers, inputs, outputs, jnp.zeros(lanes, bool), jnp.int32(0))
 
@@ -236,16 +236,17 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
     def iteration(carry):
         i, lanes, outputs = carry
         lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
-        return i + 1, lanes, emit(plan, outputs, emitted)
+        return i + 1, lanes, emit(plan, data, outputs, emitted)
 
     i, lanes, outputs = lax.while_loop(busy, iteration, (jnp.int32(0), lanes, outputs))
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
     # Nothing halts what is only repeated: `Repeat` has no remainder.
-    remainder = outputs.remainder * (not isinstance(model, Repeat))
+    told = read_outputs(plan, data, outputs)
+    remainder = told.remainder * (not isinstance(model, Repeat))
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
-    found = by_lane(read(outputs.states)), by_lane(outputs.steps), by_lane(remainder)
+    found = by_lane(read(told.states)), by_lane(told.steps), by_lane(remainder)
     served = served.at[handed].set(False, mode="drop")
     return _State(lanes, inputs, outputs, served, i), handed, found
 
@@ -260,7 +261,7 @@ def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted
         return leaf.at[jnp.where(admitted, begin, plan.output_rows)].set(rows, mode="drop")
 
     layers = list(map(carried, outputs.layers, data.below))
-    return outputs._replace(layers=layers, steps=carried(outputs.steps, data.count))
+    return outputs._replace(layers=layers, count=carried(outputs.count, data.count))
 
 
 def _loop(model, lanes: int, chunk: int):

@@ -1,4 +1,9 @@
-"""The reference loops: a fixed number of steps an input, masked, differentiable every way."""
+"""The reference loops: a fixed number of steps an input, masked, differentiable every way.
+
+A masked step is computed all the same, and what it gives must be finite, since weight 0 times an
+infinite state, or a cotangent of 0 times an infinite derivative, is NaN. So a row that has halted
+is given its last step again, state and all.
+"""
 
 from typing import Any, NamedTuple
 
@@ -43,29 +48,27 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
     def one_input(state, inputs):
         x, live = inputs
 
-        def one_step(carry, n):
-            current, mean, halting = carry
-            n = jnp.broadcast_to(n, live.shape)
+        def one_step(carry, _):
+            current, results, halting = carry
+            n = _number(halting)
             new, halt = step(params, current, x, n == 1)
             running = halting.running
             halting, weight = _halt(rule, halting, n, halt.astype(dtype), max_steps)
-            # Where a row has stopped, a leaf that leaves its last value keeps it.
-            before, new = jax.tree.leaves(current), jax.tree.leaves(new)
-            triples = zip(before, new, means, strict=True)
-            kept = [b if m else select(running, b, a) for a, b, m in triples]
-            terms = [leaf for leaf, is_mean in zip(new, means, strict=True) if is_mean]
-            mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
-            return (tree.unflatten(kept), mean, halting), None
+            results = [
+                r + scale(weight, s.astype(r.dtype)) if is_mean else select(running, s, r)
+                for r, s, is_mean in zip(results, jax.tree.leaves(new), means, strict=True)
+            ]
+            return (select(halting.running, new, current), results, halting), None
 
         leaves, tree = jax.tree.flatten(state)
-        terms = [leaf for leaf, is_mean in zip(leaves, means, strict=True) if is_mean]
-        mean = [blank(zero, s.shape, halting_dtype(s.dtype)) for s in terms]
-        carry = state, mean, _start(rule, live, blank(zero, live.shape, dtype))
-        carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
-        last, mean, halting = carry
-        mean = iter(cast(mean, terms))
-        last = zip(jax.tree.leaves(last), means, strict=True)
-        new = tree.unflatten([next(mean) if is_mean else leaf for leaf, is_mean in last])
+        results = [
+            blank(zero, s.shape, halting_dtype(s.dtype)) if is_mean else s
+            for s, is_mean in zip(leaves, means, strict=True)
+        ]
+        carry = state, results, _start(rule, live, blank(zero, live.shape, dtype))
+        carry, _ = lax.scan(one_step, carry, length=max_steps)
+        _, results, halting = carry
+        new = tree.unflatten(cast(results, leaves))
         return select(live, new, state), (select(live, new, zeros(new)), halting[1:4])
 
     state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -122,12 +125,12 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
 
         def one_step(carry, n):
             current, states, halting = carry
-            row_n = jnp.broadcast_to(n, live.shape)
+            row_n = _number(halting)
             new, halt = step(params, current, x, before, row_n)
             written = select(halting.running, new, zeros(new))
             states = jax.tree.map(lambda s, row: s.at[:, n - 1].set(row), states, written)
             halting, _ = _halt(rule, halting, row_n, halt.astype(dtype), max_layers)
-            return (new, states, halting), None
+            return (select(halting.running, new, current), states, halting), None
 
         halting = _start(rule, live, blank(zero, live.shape, dtype))
         carry = before.deepest, zeros(before.states), halting
@@ -140,6 +143,11 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
     final, outputs = lax.scan(one_input, layers, (jax.tree.map(_swap, xs), live))
     made, ponder = jax.tree.map(_swap, outputs)
     return final, made, Ponder(*ponder)
+
+
+def _number(halting: _Halting) -> jax.Array:
+    """The number of each row's step, from 1; of one that has halted, that of its last again."""
+    return jnp.maximum(halting.steps + halting.running.astype(jnp.int32), 1)
 
 
 def _swap(leaf):
