@@ -5,6 +5,7 @@ from actjax.training.best import keep_best as keep_best
 from actjax.training.best import with_best as with_best
 from actjax.training.checkpoint import Checkpoints as Checkpoints
 from actjax.training.checkpoint import digest as digest
+from actjax.training.compiler import gpu_compiler_options as gpu_compiler_options
 from actjax.training.fit import NonFiniteError as NonFiniteError
 from actjax.training.fit import fit as fit
 from actjax.training.folder import claim_folder as claim_folder
@@ -30,6 +31,7 @@ __all__ = [
     "data_parallel",
     "digest",
     "fit",
+    "gpu_compiler_options",
     "init_state",
     "keep_best",
     "make_chunk",

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from actjax.tasks.batch import Batch
+from actjax.training.compiler import jit_by_model
 from actjax.training.sharding import data_parallel
 from actjax.training.state import TrainState
 
@@ -85,7 +86,7 @@ def make_chunk(train_step: TrainStep, length: int):
         )
         return state, bad_step, {name: reduce_metrics(name, rows) for name, rows in metrics.items()}
 
-    return jax.jit(chunk, donate_argnums=0)
+    return jit_by_model(chunk, donate_argnums=0)
 
 
 def reduce_metrics(name: str, rows: Array) -> Array:
