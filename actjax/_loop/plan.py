@@ -136,7 +136,8 @@ def make_plan(
             min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
         )
     segment = min(segment, bound)
-    chunk = min(max(1, _LATE_ROWS // lanes), segment)
+    # A chunk of a run of one step an input is full: blank rows cost as much as others.
+    chunk = min(max(1, _LATE_ROWS // lanes), math.ceil(batch * time / lanes), segment)
     segment = math.ceil(segment / chunk) * chunk
     late = None
     if split.by_rows:
