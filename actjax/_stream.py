@@ -23,7 +23,7 @@ from jax import Array, lax
 
 from actjax import _checks as checks
 from actjax._layers import Layers
-from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, start
+from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, read_outputs, start
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
 from actjax._loop.rows import averaged, like_inputs, per_row, select
 from actjax._streamable import Prepared, Streamable
@@ -238,7 +238,7 @@ def _blank(model, xs) -> _State:
     """The lanes without work; xs are blank inputs for each, ``[lanes, chunk, ...]``."""
     plan, data, _ = _loop(model, xs)
     registers = start(plan, data, like_inputs(data.state))
-    outputs = no_outputs(plan, data, registers, like_inputs(data.state))
+    outputs = no_outputs(plan, data, like_inputs(data.state))
     inputs = [leaf.reshape(plan.lanes, plan.time, *leaf.shape[1:]) for leaf in data.xs]
     return _State(registers, inputs, outputs, jnp.zeros(plan.lanes, bool), jnp.int32(0))
 
@@ -299,21 +299,22 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
     def iteration(carry):
         i, lanes, outputs = carry
         lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
-        return i + 1, lanes, emit(plan, outputs, emitted)
+        return i + 1, lanes, emit(plan, data, outputs, emitted)
 
     i, lanes, outputs = lax.while_loop(busy, iteration, (jnp.int32(0), lanes, outputs))
     done = waits(lanes)
     lane = jnp.argsort(~done, stable=True)[:refill]
     handed = jnp.where(done[lane], lane, count)
+    told = read_outputs(plan, data, outputs)
     by_lane = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])[lane, -chunk:]
-    states = ready.unflatten(list(map(by_lane, outputs.states)))
-    remainder = by_lane(outputs.remainder)
+    states = ready.unflatten(list(map(by_lane, told.states)))
+    remainder = by_lane(told.remainder)
     remainder = remainder if ready.halts else jnp.zeros_like(remainder)
-    found = ready.read(states)[1], by_lane(outputs.steps), remainder
+    found = ready.read(states)[1], by_lane(told.steps), remainder
     if plan.layers:
         row = plan.output_row(lanes.position[lane])
         deepest = ready.unflatten([leaf[row] for leaf in outputs.layers])
-        final = Layers(deepest, outputs.steps[row])
+        final = Layers(deepest, outputs.count[row])
     else:
         final = ready.read(ready.unflatten([leaf[lane] for leaf in lanes.state]))[0]
     served = served.at[handed].set(False, mode="drop")
@@ -335,7 +336,7 @@ def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted
         return leaf.at[jnp.where(admitted, begin, plan.output_rows)].set(rows, mode="drop")
 
     layers = list(map(carried, outputs.layers, data.below))
-    return outputs._replace(layers=layers, steps=carried(outputs.steps, data.count))
+    return outputs._replace(layers=layers, count=carried(outputs.count, data.count))
 
 
 class _Ready(NamedTuple):

@@ -163,7 +163,8 @@ def unroll(
         for the sequence that takes longest; more make larger products. The default is B, except
         on a CPU for short sequences: B / 2 below 16 inputs and B / 4 below 4, but at least 16.
       segment: iterations whose residuals the backward pass of the "while" loop keeps at a time.
-        By default enough for 6 steps an input, within 256 MB.
+        By default enough for 6 steps an input, within 1/16 of the device's memory where it tells
+        how much that is (GPU, TPU), else 256 MB; under `vmap` each member has as much.
 
     Returns:
       ``(final_state, states, ponder)``: the state after each sequence's last input ``[B, ...]``,

@@ -239,3 +239,27 @@ def test_more_is_refused_in_a_sentence():
             model(5, 6, lanes=-1, rngs=nnx.Rngs(0))
     rule = actjax.halting_weights(jnp.full(3, 0.5), epsilon=np.float32(0.01))
     assert rule.steps == 2
+
+
+@pytest.mark.parametrize("cell", [nnx.SimpleCell, nnx.GRUCell, nnx.OptimizedLSTMCell, nnx.LSTMCell])
+@pytest.mark.parametrize("kind", ["act", "repeat"])
+def test_units_added_for_the_products_change_no_number(monkeypatch, kind, cell):
+    """As on a GPU, where a size that is no multiple of 64 is computed at one that is."""
+    from actjax.nn import act
+
+    make = actjax.ACT if kind == "act" else actjax.Repeat
+    limit = {"max_steps": 3} if kind == "act" else {"repeats": 2}
+    model = make(5, 6, cell=cell, **limit, rngs=nnx.Rngs(0))
+    start = jax.tree.map(lambda s: s + 0.1, model.initial_state(3))
+
+    def total(model, xs, start):
+        final, outputs, ponder = model(xs, initial_state=start)
+        assert outputs.shape[-1] == 6
+        return (outputs**2).sum() + ponder.remainder.sum(), (final, ponder)
+
+    results = []
+    for size in (6, 10):
+        monkeypatch.setattr(act, "wanted", lambda features: size)  # noqa: B023
+        run = jax.value_and_grad(lambda *given: total(*given), argnums=(0, 1, 2), has_aux=True)
+        results.append(jax.jit(run)(model, XS, start))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)

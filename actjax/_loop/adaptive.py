@@ -28,20 +28,22 @@ from jax.custom_derivatives import SymbolicZero
 
 from actjax._layers import Layers
 from actjax._loop.lanes import (
-    Outputs,
-    Record,
+    Told,
     advance,
     emit,
     final_state,
+    kept_pack,
     no_outputs,
+    read_outputs,
     retreat,
     start,
     start_back,
     weight_cotangents,
 )
 from actjax._loop.once import differentiated_once
+from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
-from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
+from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, unwritten, vary
 from actjax.halting import Ponder, halting_dtype
 
 
@@ -49,8 +51,9 @@ def adaptive(step, params, state, xs, lengths, **static):
     """The ``while`` loop of `actjax.unroll`; `static` as `make_plan` takes it."""
     static["averaged"] = averaged(static["rule"].mean, state)
     step, weights, state, xs, unflatten = flatten(step, params, state, xs)
-    final, outputs = _run(step, weights, state, [], None, xs, lengths, **static)
-    return unflatten(final), unflatten(outputs.states), Ponder(*outputs[2:])
+    final, told, _ = _run(step, weights, state, [], None, xs, lengths, **static)
+    ponder = Ponder(told.steps, told.remainder, told.extra)
+    return unflatten(final), unflatten(told.states), ponder
 
 
 def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
@@ -58,19 +61,20 @@ def adaptive_layers(step, params, layers: Layers, xs, lengths, **static):
     batch, time = jax.tree.leaves(xs)[0].shape[:2]
     step, weights, state, below, xs, unflatten = flatten_layers(step, params, layers, xs)
     static["averaged"] = (False,) * len(state)
-    _, outputs = _run(step, weights, state, below, layers.count, xs, lengths, **static)
+    _, *outputs = _run(step, weights, state, below, layers.count, xs, lengths, **static)
+    told, made = outputs
     length = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
     at_end = lambda leaf: leaf[jnp.arange(batch), length]
-    final = Layers(unflatten(list(map(at_end, outputs.layers))), at_end(outputs.steps))
-    layers, *ponder = jax.tree.map(lambda leaf: leaf[:, 1:], tuple(outputs[1:]))
-    made = Layers(unflatten(layers), ponder[0], unflatten(outputs.states))
-    return final, made, Ponder(*ponder)
+    final = Layers(unflatten(list(map(at_end, made))), at_end(told.steps))
+    told, made = jax.tree.map(lambda leaf: leaf[:, 1:], (told, made))
+    made = Layers(unflatten(made), told.steps, unflatten(told.states))
+    return final, made, Ponder(told.steps, told.remainder, told.extra)
 
 
 def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
-    """Runs the loop on flat lists of leaves: ``(final_state, outputs)``, outputs led by [B, T].
+    """Runs the loop on flat lists of leaves: ``(final_state, told, layers)``, led by [B, T].
 
-    With layers all but the states are led by [B, 1 + T]: what a sequence starts with comes first.
+    With layers they are led by [B, 1 + T]: what a sequence starts with comes first.
     """
     batch, time = xs[0].shape[:2]
     lengths = jnp.full(batch, time) if lengths is None else jnp.clip(lengths, 0, time)
@@ -81,27 +85,28 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))
     data = vary(data, like_inputs(weights, state, xs, below))
     plan = make_plan(step, data, batch=batch, time=time, lanes=lanes, **static)
-    final, outputs = _adaptive(plan, *divide(data))
+    final, *outputs = _adaptive(plan, *divide(data))
     by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))
-    return final, jax.tree.map(by_sequence, outputs)
+    return final, *jax.tree.map(by_sequence, outputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _adaptive(plan: Plan, floats, others):
-    """The loop without a record: ``(final_state, outputs)``."""
+    """The loop without a record: ``(final_state, told, layers)``."""
     data = join(floats, others)
     fixed = plan.split.hoist(data.weights)
 
     def iteration(carry):
         lanes, outputs = carry
         lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
-        return lanes, emit(plan, outputs, emitted)
+        return lanes, emit(plan, data, outputs, emitted)
 
     zero = like_inputs(floats)
     lanes = start(plan, data, zero)
-    outputs = no_outputs(plan, data, lanes, zero)
+    outputs = no_outputs(plan, data, zero)
     lanes, outputs = lax.while_loop(lambda c: _any(c[0].left > 0), iteration, (lanes, outputs))
-    return final_state(plan, data, lanes, outputs), outputs
+    told = read_outputs(plan, data, outputs)
+    return final_state(plan, data, lanes, told), told, outputs.layers
 
 
 def _adaptive_forward(plan: Plan, floats, others):
@@ -115,7 +120,8 @@ def _adaptive_forward(plan: Plan, floats, others):
     def iteration(carry):
         j, lanes, outputs, kept = carry
         lanes, emitted, record, residuals = advance(plan, fixed, data, outputs, lanes)
-        return j + 1, lanes, emit(plan, outputs, emitted), _write(kept, j, (record, residuals))
+        kept = _write(kept, j, laid.pack((record, residuals)))
+        return j + 1, lanes, emit(plan, data, outputs, emitted), kept
 
     def one_segment(carry):
         count, _, lanes, outputs, kept, checkpoints = carry
@@ -125,24 +131,25 @@ def _adaptive_forward(plan: Plan, floats, others):
         return count + 1, j, lanes, outputs, kept, checkpoints
 
     lanes = start(plan, data, zero)
-    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)
-    record = Record(lanes.position, lanes.n, lanes.left > 0, lanes.registers)
-    kept = jax.tree.map(partial(buffer, plan.segment), (record, plan.split.residuals))
+    buffer = lambda count, like: unwritten(zero, (count, *like.shape), like.dtype)
+    laid = kept_pack(plan)
+    kept = list(map(partial(buffer, plan.segment), laid.shapes))
     checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
-    carry = 0, 0, lanes, no_outputs(plan, data, lanes, zero), kept, checkpoints
+    carry = 0, 0, lanes, no_outputs(plan, data, zero), kept, checkpoints
     if plan.segments == 1:
         carry = one_segment(carry)
     else:
         carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
     count, j, lanes, outputs, kept, checkpoints = carry
-    if plan.late is not None and not plan.late.finite_at_zero:
+    if plan.late is not None:
         # The last chunk is filled up with rows that give no NaN by cotangents of zero.
         row = _read(kept, j - 1)
         unfilled = lambda carry: carry[0] % plan.chunk != 0
         fill = lambda carry: (carry[0] + 1, _write(carry[1], carry[0], row))
         _, kept = lax.while_loop(unfilled, fill, (j, kept))
-    result = final_state(plan, data, lanes, outputs), outputs
-    read_again = outputs._replace(remainder=None, extra=None) if plan.layers else None
+    told = read_outputs(plan, data, outputs)
+    result = final_state(plan, data, lanes, told), told, outputs.layers
+    read_again = outputs._replace(told=None) if plan.layers else None
     return result, (data, read_again, count, j, kept, checkpoints)
 
 
@@ -153,13 +160,14 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
     filled = lambda d: blank(zero, d.shape, d.dtype) if isinstance(d, SymbolicZero) else d
     known = lambda d: None if isinstance(d, SymbolicZero) else d
-    d_final, d_outputs = cotangents
-    d_final, d_states = _of_floats(d_final, data.state), _of_floats(d_outputs.states, data.state)
-    d_states, d_layers = list(map(known, d_states)), list(map(known, d_outputs.layers))
+    d_final, d_told, d_layers = cotangents
+    d_final, d_states = _of_floats(d_final, data.state), _of_floats(d_told.states, data.state)
+    d_states, d_layers = list(map(known, d_states)), list(map(known, d_layers))
     back, d_states = start_back(plan, data, list(map(filled, d_final)), d_states, zero)
     is_blank = lambda d: isinstance(d, SymbolicZero)
-    told = jax.tree.map(filled, (d_outputs.remainder, d_outputs.extra), is_leaf=is_blank)
-    d_outputs = Outputs(d_states, d_layers, None, *told)
+    told = jax.tree.map(filled, (d_told.remainder, d_told.extra), is_leaf=is_blank)
+    d_told = Told(d_states, *told, None)
+    laid, handed_on = kept_pack(plan), Pack(plan.split.pending, plan.lanes, together=plan.together)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
@@ -169,26 +177,28 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
         def iteration(carry):
             j, back, kept, pending = carry
-            record, residuals = _read(kept, j - 1)
-            back, new = retreat(plan, fixed, data, outputs, d_outputs, record, residuals, back)
-            pending = (
-                add(pending, new) if plan.late is None else _write(pending, j - 1 - begin, new)
+            record, residuals = laid.unpack(_read(kept, j - 1))
+            back, new = retreat(
+                plan, fixed, data, outputs, d_told, d_layers, record, residuals, back
             )
-            return j - 1, back, kept, pending
+            if plan.late is None:
+                return j - 1, back, kept, add(pending, new)
+            return j - 1, back, kept, _write(pending, j - 1 - begin, handed_on.pack(new))
 
         carry = j, back, kept, pending
         j, back, kept, pending = lax.while_loop(lambda c: c[0] > begin, iteration, carry)
         if plan.late is not None:
             cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)
-            record, residuals = jax.tree.map(cut, kept)
-            new = weight_cotangents(plan, data, outputs, record, residuals, pending)
+            record, residuals = laid.unpack(list(map(cut, kept)))
+            new = handed_on.unpack(pending)
+            new = weight_cotangents(plan, data, outputs, record, residuals, new)
             d_weights = add(d_weights, new)
         return j, back, kept, pending, d_weights
 
     def again(carry):
         i, lanes, kept = carry
         lanes, _, record, residuals = advance(plan, fixed, data, outputs, lanes)
-        return i + 1, lanes, _write(kept, i, (record, residuals))
+        return i + 1, lanes, _write(kept, i, laid.pack((record, residuals)))
 
     def one_segment(carry):
         """Undoes segment `index`, of which j iterations are kept or, where j = 0, none yet."""
@@ -206,7 +216,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
         for leaf in data.weights
         if is_float(leaf)
     ]
-    pending = [blank(zero, (plan.chunk, *s.shape), s.dtype) for s in plan.split.pending]
+    pending = [blank(zero, (plan.chunk, *s.shape), s.dtype) for s in handed_on.shapes]
     if plan.late is None:
         pending, d_weights = d_weights, []
     carry = count - 1, j, back, kept, pending, d_weights

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan
 from actjax._loop.rows import add, blank, cast, floats, is_float, merge, scale, select, zeros
 from actjax.halting import halting_dtype
@@ -36,6 +37,15 @@ class Record(NamedTuple):
     registers: Any  # [lanes, ...] floats, the rule's before this step
 
 
+class Told(NamedTuple):
+    """What there is to tell of inputs, or of their cotangents; rows are `Plan.output_rows`."""
+
+    states: list  # [rows, ...], the leaves' means or last values; with layers the deepest, s^N
+    remainder: jax.Array  # float [rows], p^N
+    extra: Any  # [rows, ...] floats, what else the rule tells
+    steps: jax.Array | None  # int32 [rows], N; with layers it stands in `Outputs`
+
+
 class Outputs(NamedTuple):
     """What the loop writes, zeros where nothing was pondered; rows are `Plan.output_rows`.
 
@@ -43,11 +53,9 @@ class Outputs(NamedTuple):
     input before left behind.
     """
 
-    states: list  # [B * T, ...], the leaves' means or last values; with layers the deepest, s^N
+    told: list  # a `Told` record as `told_pack` lays it
     layers: list  # [rows, L, ...], s^1 .. s^N; empty without layers
-    steps: jax.Array  # int32 [rows]
-    remainder: jax.Array  # float [rows]
-    extra: Any  # [rows, ...] floats, what else the rule tells
+    count: jax.Array | None  # int32 [rows], N; only with layers
 
 
 class Emitted(NamedTuple):
@@ -55,8 +63,8 @@ class Emitted(NamedTuple):
 
     position: jax.Array  # int32 [lanes], the input at work; `Plan.idle` where a lane was idle
     halted: jax.Array  # bool [lanes], whether it is done with
-    states: list  # [lanes, ...], what is left behind if n = N; with layers s^n
     n: jax.Array  # int32 [lanes]
+    states: list  # [lanes, ...], what is left behind if n = N; with layers s^n
     remainder: jax.Array  # float [lanes], p^n
     extra: Any  # [lanes, ...] floats
 
@@ -105,28 +113,43 @@ def _blank_mean(plan: Plan, state: list, zero: jax.Array) -> list:
     return [blank(zero, s.shape, halting_dtype(s.dtype)) for s in _averaged(plan, state)]
 
 
-def no_outputs(plan: Plan, data: Data, lanes: Lanes, zero: jax.Array) -> Outputs:
-    rows = plan.output_rows
+def told_pack(plan: Plan, data: Data) -> Pack:
+    """How what an iteration has to tell is laid, for rows of lanes or of outputs."""
     halt = jax.ShapeDtypeStruct((plan.lanes,), plan.halt_dtype)
     n, last = (jax.ShapeDtypeStruct(halt.shape, dtype) for dtype in (jnp.int32, bool))
-    _, remainder, extra = jax.eval_shape(plan.rule.update, lanes.registers, n, halt, last)
+    registers = jax.eval_shape(plan.rule.start, halt)
+    _, weight, extra = jax.eval_shape(plan.rule.update, registers, n, halt, last)
+    row = lambda leaf: jax.ShapeDtypeStruct((plan.lanes, *leaf.shape[1:]), leaf.dtype)
+    told = Told(list(map(row, data.state)), weight, extra, None if plan.layers else n)
+    exact = plan.halt_dtype if plan.max_steps < 1 << 24 else None
+    return Pack(told, plan.lanes, together=plan.together, counts_as=exact)
+
+
+def kept_pack(plan: Plan) -> Pack:
+    """How a `Record` and the step's residuals are laid."""
+    n = jax.ShapeDtypeStruct((plan.lanes,), jnp.int32)
+    last = jax.ShapeDtypeStruct(n.shape, bool)
+    registers = jax.eval_shape(plan.rule.start, jax.ShapeDtypeStruct(n.shape, plan.halt_dtype))
+    kept = Record(n, n, last, registers), plan.split.residuals
+    return Pack(kept, plan.lanes, together=plan.together)
+
+
+def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
+    rows = plan.output_rows
     like = lambda leaf: blank(zero, (rows, *leaf.shape[1:]), leaf.dtype)
-    outputs = Outputs(
-        [blank(zero, (plan.idle, *leaf.shape[1:]), leaf.dtype) for leaf in lanes.state],
-        [
-            blank(zero, (rows, *below.shape[1:]), leaf.dtype)
-            for below, leaf in zip(data.below, lanes.state, strict=bool(data.below))
-        ],
-        steps=like(lanes.n),
-        remainder=like(remainder),
-        extra=jax.tree.map(like, extra),
-    )
+    told = list(map(like, told_pack(plan, data).shapes))
     if not plan.layers:
-        return outputs
+        return Outputs(told, [], None)
     begin = jnp.arange(plan.batch) * (plan.time + 1)
     put = lambda leaf, before: leaf.at[begin].set(before.astype(leaf.dtype))
-    layers = list(map(put, outputs.layers, data.below))
-    return outputs._replace(layers=layers, steps=put(outputs.steps, data.count))
+    layers = [put(like(below), below) for below in data.below]
+    return Outputs(told, layers, put(like(data.count), data.count))
+
+
+def read_outputs(plan: Plan, data: Data, outputs: Outputs) -> Told:
+    """What was written, in arrays of its own."""
+    told = told_pack(plan, data).unpack(outputs.told)
+    return told._replace(steps=outputs.count) if plan.layers else told
 
 
 def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
@@ -136,7 +159,7 @@ def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: ja
         return x
     row = plan.output_row(position) - 1
     read = lambda leaf: leaf.at[row].get(mode="clip")
-    return [*x, *map(read, outputs.layers), read(outputs.steps), n]
+    return [*x, *map(read, outputs.layers), read(outputs.count), n]
 
 
 def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes):
@@ -156,7 +179,7 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     halted = last & live
 
     record = Record(jnp.where(live, lanes.position, plan.idle), n, last, lanes.registers)
-    emitted = Emitted(record.position, halted, merge(new, result), n, remainder, extra)
+    emitted = Emitted(record.position, halted, n, merge(new, result), remainder, extra)
 
     pairs = zip(new, lanes.state, strict=True)
     state = merge([a if is_float(a) else select(live, a, b) for a, b in pairs], state)
@@ -210,30 +233,32 @@ def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[
     return (registers, state, select(anew, zeros(mean), mean)), (result, weight, extra)
 
 
-def emit(plan: Plan, outputs: Outputs, emitted: Emitted) -> Outputs:
+def emit(plan: Plan, data: Data, outputs: Outputs, emitted: Emitted) -> Outputs:
     """Writes what the lanes that halted have found and, with layers, every lane's new layer."""
     position = jnp.where(emitted.halted, emitted.position, plan.idle)
-    put = lambda leaf, rows: plan.put(leaf, position, rows)
-    states = list(map(put, outputs.states, emitted.states))
-    layers = outputs.layers
-    if plan.layers:
-        row, done = plan.output_row(emitted.position), plan.output_row(position)
-        put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")
-        layers = list(map(put_layer, layers, emitted.states))
-        put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")
-    told = outputs.steps, outputs.remainder, outputs.extra
-    told = jax.tree.map(put, told, (emitted.n, emitted.remainder, emitted.extra))
-    return Outputs(states, layers, *told)
+    told = Told(
+        emitted.states, emitted.remainder, emitted.extra, None if plan.layers else emitted.n
+    )
+    rows = told_pack(plan, data).pack(told)
+    if not plan.layers:
+        put = lambda leaf, rows: plan.put(leaf, position, rows)
+        return outputs._replace(told=list(map(put, outputs.told, rows)))
+    row, done = plan.output_row(emitted.position), plan.output_row(position)
+    put = lambda leaf, rows: leaf.at[done].set(rows, mode="drop")
+    put_layer = lambda leaf, rows: leaf.at[row, emitted.n - 1].set(rows, mode="drop")
+    told = list(map(put, outputs.told, rows))
+    layers = list(map(put_layer, outputs.layers, emitted.states))
+    return Outputs(told, layers, put(outputs.count, emitted.n))
 
 
-def final_state(plan: Plan, data: Data, lanes: Lanes, outputs: Outputs) -> list:
+def final_state(plan: Plan, data: Data, lanes: Lanes, told: Told) -> list:
     """The state after each sequence's last input, ``[B, ...]``; with layers they tell it."""
     if plan.layers:
         return []
     if not plan.queued:
         return lanes.state
     last = _last_input(plan, data)
-    final = [leaf.at[last].get(mode="clip") for leaf in outputs.states]
+    final = [leaf.at[last].get(mode="clip") for leaf in told.states]
     return select(data.lengths > 0, final, data.state)
 
 
@@ -244,11 +269,11 @@ def _last_input(plan: Plan, data: Data) -> jax.Array:
 
 
 def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.Array):
-    """The registers before the last iteration is undone, and the cotangents of the output states.
+    """The registers before the last iteration is undone, and the cotangents of the states told.
 
     Args:
       d_final: cotangents of the floats of `final_state`.
-      d_states: cotangents of the floats of `Outputs.states`, None where there is none.
+      d_states: cotangents of the floats of `Told.states`, None where there is none.
     """
     row = lambda count, leaf: blank(zero, (count, *leaf.shape[1:]), leaf.dtype)
     rows = lambda count, leaves: [row(count, leaf) for leaf in leaves]
@@ -286,7 +311,8 @@ def retreat(
     fixed: list,
     data: Data,
     outputs: Outputs | None,
-    d_outputs: Outputs,
+    d_told: Told,
+    d_layers: list,
     record: Record,
     residuals: list,
     back: Cotangents,
@@ -295,7 +321,7 @@ def retreat(
 
     Args:
       outputs: what the loop wrote; only with layers.
-      d_outputs: cotangents of the outputs' floats; None for a state or layer that has none.
+      d_told, d_layers: cotangents of the floats; None for a state or layer that has none.
       record, residuals: as `advance` gave them.
       back: the registers after the iterations that came later.
 
@@ -310,24 +336,16 @@ def retreat(
     halted = record.last & live
 
     # What arrives from the outputs, at the rows that the iteration wrote.
-    d_result = [None if d is None else plan.take(d, record.position) for d in d_outputs.states]
-    d_result = [d if d is None else select(halted, d, jnp.zeros_like(d)) for d in d_result]
-    row = plan.output_row(record.position)
+    read = lambda d: plan.take_output(d, record.position)
+    arrived = jax.tree.map(read, (d_told.states, d_told.remainder, d_told.extra))
+    d_result, *d_told = select(halted, arrived, zeros(arrived))
     if plan.layers:  # every state is a layer of its own
-        lane = jnp.arange(plan.lanes)
+        lane, row = jnp.arange(plan.lanes), plan.output_row(record.position)
         own = [d[lane, record.n - 1] for d in back.own]
-        given = [
-            None if d is None else d.at[row, record.n - 1].get(mode="clip")
-            for d in d_outputs.layers
-        ]
+        given = [None if d is None else d.at[row, record.n - 1].get(mode="clip") for d in d_layers]
         d_result = _add_known(_add_known(own, given), d_result)
         d_result = select(live, d_result, zeros(d_result))
-        read = lambda d: d.at[row].get(mode="clip")
-    else:
-        d_result = [b if d is None else d for d, b in zip(d_result, zeros(back.state), strict=True)]
-        read = lambda d: plan.take(d, record.position)
-    d_told = jax.tree.map(read, (d_outputs.remainder, d_outputs.extra))
-    d_told = select(halted, d_told, zeros(d_told))
+    d_result = [b if d is None else d for d, b in zip(d_result, zeros(back.state), strict=True)]
 
     # Linear in the states and the means: any values of theirs do where none are kept.
     update = lambda *given: _update(plan, *given, record.n, record.last, live)

@@ -16,7 +16,8 @@ from actjax.halting import Rule, halting_dtype
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
 _SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
-_SEGMENT_BYTES = 1 << 28  # and the memory that this may take
+_SEGMENT_BYTES = 1 << 28  # and the memory that this may take, on a CPU
+_SEGMENT_SHARE = 1 / 16  # or elsewhere, of the device's; each member of a `vmap` takes as much
 
 
 class Data(NamedTuple):
@@ -40,6 +41,7 @@ class Plan:
       rule: when an input's steps end, and with what weights.
       averaged: which of the state's floats leave their mean behind; the others leave their last.
       layers: whether inputs leave all their states behind, for the next input's steps to look at.
+      together: whether what an iteration writes lies side by side; see `Pack`.
       late: the step of `chunk` iterations' rows at once; None if the step does not allow it, and
         weight cotangents are added up at every iteration.
       segment: iterations whose residuals are kept at a time.
@@ -51,6 +53,7 @@ class Plan:
     rule: Rule
     averaged: tuple[bool, ...]
     layers: bool
+    together: bool
     batch: int
     time: int
     lanes: int
@@ -92,6 +95,12 @@ class Plan:
         """The rows of `leaf`, ``[B * T, ...]``, at the lanes' positions."""
         return leaf if self.resident else leaf.at[position].get(mode="clip")
 
+    def take_output(self, leaf: jax.Array, position: jax.Array) -> jax.Array:
+        """The rows of `leaf`, ``[output_rows, ...]``, that belong to the lanes' positions."""
+        if not self.layers:
+            return self.take(leaf, position)
+        return leaf.at[self.output_row(position)].get(mode="clip")
+
     def put(self, leaf: jax.Array, position: jax.Array, rows: jax.Array) -> jax.Array:
         """Writes the lanes' rows at their positions; those at `idle` are dropped."""
         if self.resident:
@@ -122,9 +131,13 @@ def make_plan(
     if segment is None:
         row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in split.residuals)
         wanted = _SEGMENT_BASE + _SEGMENT_STEPS * math.ceil(batch * time / lanes)
-        segment = max(math.isqrt(bound), min(wanted, _SEGMENT_BYTES // max(1, row_bytes)))
+        segment = max(
+            math.isqrt(bound),
+            min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
+        )
     segment = min(segment, bound)
-    chunk = min(max(1, _LATE_ROWS // lanes), segment)
+    # A chunk of a run of one step an input is full: blank rows cost as much as others.
+    chunk = min(max(1, _LATE_ROWS // lanes), math.ceil(batch * time / lanes), segment)
     segment = math.ceil(segment / chunk) * chunk
     late = None
     if split.by_rows:
@@ -136,7 +149,18 @@ def make_plan(
             late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
     static = batch, time, lanes, max_steps, chunk, segment, segments
-    return Plan(split, late, rule, averaged, layers, *static)
+    return Plan(split, late, rule, averaged, layers, _together(), *static)
+
+
+def _together() -> bool:
+    """Measured on two cores: side by side, loops are 1.05 to 1.2 times as slow, by the copies."""
+    return jax.default_backend() != "cpu"
+
+
+def _segment_bytes(device: jax.Device) -> int:
+    """The memory of a device that residuals may take by default."""
+    stats = device.memory_stats() or {}
+    return max(_SEGMENT_BYTES, int(stats.get("bytes_limit", 0) * _SEGMENT_SHARE))
 
 
 def flatten(step: Callable, params, state, xs) -> tuple[Callable, list, list, list, Callable]:

@@ -69,23 +69,26 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
         x, live = inputs
 
         def one_step(carry, _):
-            current, mean, last, halting = carry
-            running, n = halting.running, _number(halting)
+            current, results, halting = carry
+            n = _number(halting)
             new, halt = step(params, guarded(current, lengths), x, n == 1)
+            running = halting.running
             halting, weight = _halt(rule, halting, n, halt.astype(dtype), max_steps)
-            pairs = zip(mean, part(new, True), strict=True)
-            mean = [m + scale(weight, s.astype(m.dtype)) for m, s in pairs]
-            last = select(running, part(new, False), last)
-            return (select(halting.running, new, current), mean, last, halting), None
+            results = [
+                r + scale(weight, s.astype(r.dtype)) if is_mean else select(running, s, r)
+                for r, s, is_mean in zip(results, jax.tree.leaves(new), means, strict=True)
+            ]
+            return (select(halting.running, new, current), results, halting), None
 
-        terms = part(state, True)
-        mean = [blank(zero, s.shape, halting_dtype(s.dtype)) for s in terms]
-        halting = _start(rule, live, blank(zero, live.shape, dtype))
-        carry = state, mean, part(state, False), halting
-        (_, mean, last, halting), _ = lax.scan(one_step, carry, length=max_steps)
-        mean, last = iter(cast(mean, terms)), iter(last)
-        leaves = [next(mean) if is_mean else next(last) for is_mean in means]
-        new = jax.tree.structure(state).unflatten(leaves)
+        leaves, tree = jax.tree.flatten(state)
+        results = [
+            blank(zero, s.shape, halting_dtype(s.dtype)) if is_mean else s
+            for s, is_mean in zip(leaves, means, strict=True)
+        ]
+        carry = state, results, _start(rule, live, blank(zero, live.shape, dtype))
+        carry, _ = lax.scan(one_step, carry, length=max_steps)
+        _, results, halting = carry
+        new = tree.unflatten(cast(results, leaves))
         return select(live, new, state), (select(live, new, zeros(new)), halting[1:4])
 
     state, outputs = lax.scan(one_input, state, (jax.tree.map(_swap, xs), live))
@@ -172,6 +175,11 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
     final, outputs = lax.scan(one_input, layers, (jax.tree.map(_swap, xs), live))
     made, ponder = jax.tree.map(_swap, outputs)
     return final, made, Ponder(*ponder)
+
+
+def _number(halting: _Halting) -> jax.Array:
+    """The number of each row's step, from 1; of one that has halted, that of its last again."""
+    return jnp.maximum(halting.steps + halting.running.astype(jnp.int32), 1)
 
 
 def _swap(leaf):

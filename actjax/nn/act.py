@@ -7,14 +7,16 @@ directly.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_limits, check_positive
+from actjax._checks import check_choice, check_like, check_limits, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
 from actjax.halting import FixedSteps, Ponder, Rule, halting_dtype
 from actjax.nn.cells import Recurrent
+from actjax.nn.widths import cut_units, pad_units, wanted, widened
 
 
 class ACT(Recurrent):
@@ -91,6 +93,9 @@ class ACT(Recurrent):
           ValueError: an argument of the wrong shape, a cell that changes its variables when it is
             called (as `nnx.BatchNorm` does in training), or one that draws noise without `rngs`.
         """
+        wide = widened(self, wanted(self.hidden_features))
+        if wide is not None:
+            return _narrow(self, wide, xs, initial_state, lengths)
         step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
         final, states, ponder = unroll(
             step,
@@ -147,6 +152,9 @@ class Repeat(Recurrent):
 
     def __call__(self, xs, *, initial_state=None, lengths=None, rngs=None):
         """As `ACT.__call__`."""
+        wide = widened(self, wanted(self.hidden_features))
+        if wide is not None:
+            return _narrow(self, wide, xs, initial_state, lengths)
         step, params, state, inputs = self.prepare(xs, initial_state, None, lengths, rngs)
         final, states, steps = repeat(
             step, params, state, inputs, repeats=self.repeats, lengths=lengths
@@ -184,3 +192,14 @@ class RNN(Repeat):
         super().__init__(
             in_features, hidden_features, cell=cell, repeats=1, flag=False, dtype=dtype, rngs=rngs
         )
+
+
+def _narrow(model: Recurrent, wide: Recurrent, xs, initial_state, lengths):
+    """What `model` returns, by the network that `widened` made of it."""
+    features = wide.hidden_features
+    if initial_state is not None:
+        like = jax.eval_shape(lambda: model.initial_carry(len(xs)))
+        check_like("initial_state", initial_state, like)
+        initial_state = pad_units(initial_state, features)
+    final, outputs, ponder = wide(xs, initial_state=initial_state, lengths=lengths)
+    return *cut_units((final, outputs), model.hidden_features), ponder

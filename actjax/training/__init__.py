@@ -8,6 +8,7 @@ from actjax.training.best import keep_best as keep_best
 from actjax.training.best import with_best as with_best
 from actjax.training.checkpoint import Checkpoints as Checkpoints
 from actjax.training.checkpoint import digest as digest
+from actjax.training.compiler import gpu_compiler_options as gpu_compiler_options
 from actjax.training.ensemble import Sweep as Sweep
 from actjax.training.ensemble import stack_states as stack_states
 from actjax.training.ensemble import sweep as sweep
@@ -36,6 +37,7 @@ __all__ = [
     "data_parallel",
     "digest",
     "fit",
+    "gpu_compiler_options",
     "init_recycled",
     "init_state",
     "keep_average",

@@ -10,6 +10,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
+from actjax.training.compiler import jit_by_model
 from actjax.training.partition import carried, hide, merge, named, rewrite, show, split, writes
 from actjax.training.sharding import make_shared
 from actjax.training.state import TrainState, as_transformation
@@ -171,7 +172,7 @@ def make_chunk(train_step: TrainStep, length: int):
         )
         return state, bad_step, {name: reduce_metrics(name, rows) for name, rows in metrics.items()}
 
-    compiled = jax.jit(chunk, donate_argnums=0)
+    compiled = jit_by_model(chunk, donate_argnums=0)
 
     def run(state: TrainState, key: Array, data: Any):
         state, bad_step, metrics = compiled(hide(state), key, data)
