@@ -61,9 +61,6 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
     live, state = vary((_live(lengths, batch, time), state), zero)
     x = jax.tree.map(lambda leaf: leaf[:, 0], xs)
     dtype = halting_dtype(jax.eval_shape(step, params, state, x, live[0])[1].dtype)
-    part = lambda tree, kind: [
-        leaf for leaf, is_mean in zip(jax.tree.leaves(tree), means, strict=True) if is_mean == kind
-    ]
 
     def one_input(state, inputs):
         x, live = inputs
