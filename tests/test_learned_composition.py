@@ -1,5 +1,8 @@
 """Learned optimizers among Optax's own: chains, partitions, wrappers, donation, odd pytrees."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -292,3 +295,32 @@ def test_refusals(call, message):
     with pytest.raises(ValueError, match=message) as refused:
         call()
     assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
+EXPLICIT = """
+import subprocess
+import sys
+
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.learned_parts import act, updates_of
+
+mesh = jax.make_mesh((2,), ("data",))
+place = lambda values, *spec: jax.device_put(values, NamedSharding(mesh, P(*spec)))
+mixed = {
+    "a": place(jnp.ones((4, 2)), None, "data"),
+    "b": place(jnp.ones(3)),
+    "c": place(jnp.ones(4), "data"),
+}
+plain = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), mixed)
+updates, _ = updates_of(act(), mixed, mixed)
+wanted, _ = updates_of(act(), plain, plain)
+jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+assert jax.typeof(updates["c"]).sharding.spec[-1] == "data"
+"""
+
+
+def test_leaves_may_lie_differently_on_an_explicit_mesh():
+    subprocess.run([sys.executable, "-c", EXPLICIT], check=True)
