@@ -1,4 +1,7 @@
-"""Learned optimizers among Optax's own: chains, partitions, searches, donation, odd pytrees."""
+"""Learned optimizers among Optax's own: chains, partitions, wrappers, donation, odd pytrees."""
+
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,187 +12,31 @@ from flax import nnx
 
 from actjax.learned import (
     CoordinatewiseLSTM,
-    Graves,
     GroupedLSTM,
-    Head,
-    HorizonPrior,
     LearnedOptimizer,
-    MassRule,
-    Softmax,
-    StickBreaking,
-    act_optimizer,
     columns,
     freeze_when_halted,
     is_halted,
     lstm_optimizer,
-    meta,
     minimize,
     summed_loss,
 )
 from actjax.learned.problems import (
-    Family,
-    Images,
-    classifier,
-    convolutional,
-    mlp,
     quadratic,
-    regression,
 )
-from actjax.learned.stopping import first_step, halting_states, oracle_steps, plateau_steps
-from actjax.learned.training import halting_objective, init_meta, make_meta_step
+from actjax.learned.training import init_meta, make_meta_step
 from actjax.training import fit
-from actjax.training.state import as_transformation
+from tests.learned_parts import (
+    OPTIMIZERS,
+    PARAMS,
+    H,
+    act,
+    halting_at,
+    network,
+    updates_of,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-H = 3
-POSTERIORS = (Softmax(HorizonPrior(0.7)), StickBreaking(HorizonPrior(0.7)), Graves())
-PARAMS = {"w": jnp.array([[0.5, -1.0]]), "b": jnp.ones(())}
-
-
-def network(seed=0, **options):
-    return CoordinatewiseLSTM(H, rngs=nnx.Rngs(seed), **options)
-
-
-def head(seed=1, **options):
-    made = Head(H, width=2, rngs=nnx.Rngs(seed), **options)
-    made.kernel[...] = jnp.ones_like(made.kernel[...])
-    return made
-
-
-def act(posterior=POSTERIORS[1], stop=MassRule(1.0), **options):  # noqa: B008
-    return act_optimizer(network(), head(), posterior, stop=stop, **options)
-
-
-def halting_at(step):
-    return act(stop=lambda belief: belief.steps >= step)
-
-
-OPTIMIZERS = {
-    "lstm": lambda: lstm_optimizer(network()),
-    "bfloat16": lambda: lstm_optimizer(network(), state_dtype=jnp.bfloat16),
-    **{type(p).__name__: lambda p=p: act(p) for p in POSTERIORS},
-}
-
-
-def updates_of(optimizer, params, gradients, steps=2):
-    """Every update over a few steps of one compiled scan."""
-    optimizer = as_transformation(optimizer)
-
-    @jax.jit
-    def run(params, gradients):
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(gradients, state, params, value=jnp.float32(1.0))
-            return (optax.apply_updates(params, updates), state), updates
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-
-    (_, state), updates = run(params, gradients)
-    return updates, state
-
-
-# Complex parameters
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [optax.sgd(0.1), optax.adam(0.1), optax.lbfgs(), optax.polyak_sgd()],
-    ids=["sgd", "adam", "lbfgs", "polyak"],
-)
-def test_complex_parameters_go_downhill(optimizer):
-    loss = lambda z: jnp.abs(z["a"] - 0.3 - 0.7j) ** 2 + (z["b"] - 1) ** 2
-    found = minimize(optimizer, loss, {"a": 1 + 2j, "b": 0.0}, max_steps=100)
-    assert abs(found.params["a"] - 0.3 - 0.7j) < 1e-2 and found.loss < 1e-3
-    assert found.params["a"].dtype == jnp.complex64
-
-
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_complex_number_is_two_coordinates(make):
-    pair = {"a": jnp.array([0.5, -2.0]), "b": jnp.array([1e-6, 3.0])}
-    both = jax.lax.complex(pair["a"], pair["b"])
-    apart, _ = updates_of(make(), pair, pair)
-    found, _ = updates_of(make(), both, both)
-    np.testing.assert_allclose(found.real, apart["a"], rtol=1e-5)
-    np.testing.assert_allclose(found.imag, apart["b"], rtol=1e-5)
-    assert np.abs(found.imag).min() > 0
-
-
-@pytest.mark.parametrize("second_order", [False, True])
-def test_problems_in_complex_parameters_are_those_in_real_ones(second_order):
-    def sample(key):
-        return jnp.array([0.2 + 0.1j, -0.4j]), jax.random.normal(key, (4,))
-
-    def loss(z, data, key):
-        return jnp.sum(jnp.abs(z * (1 + 2j) - jax.lax.complex(data[:2], data[2:])) ** 2)
-
-    twin = Family(
-        lambda key: (lambda z, data: ((z.real, z.imag), data))(*sample(key)),
-        lambda pair, data, key: loss(jax.lax.complex(*pair), data, key),
-        None,
-        None,
-    )
-
-    def value(learned, family):
-        start = meta.start(learned.network, family, jax.random.key(0), 3)
-        return meta.unroll(learned, family, start, 3, second_order=second_order)[1].losses.sum()
-
-    learned = LearnedOptimizer(network(layers=1))
-    (a, da), (b, db) = (
-        jax.jit(jax.value_and_grad(lambda o, family=family: value(o, family)))(learned)
-        for family in (Family(sample, loss, None, None), twin)
-    )
-    np.testing.assert_allclose(a, b, rtol=1e-5)
-    for x, y in zip(jax.tree.leaves(da), jax.tree.leaves(db), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4 * float(jnp.abs(y).max()))
-
-
-# Optimizers that look at the loss
-
-
-def bowl(x):
-    return jnp.sum(jnp.array([1.0, 30.0]) * (x - 1) ** 2)
-
-
-SEARCHES = {
-    "lbfgs": optax.lbfgs(),
-    "polyak": optax.polyak_sgd(),
-    "plateau": optax.chain(optax.sgd(0.03), optax.contrib.reduce_on_plateau(patience=3)),
-    "momo": optax.contrib.momo(0.1),
-    "backtracking": optax.chain(
-        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20, store_grad=True)
-    ),
-    "behind": optax.chain(optax.lbfgs(), optax.scale(0.5)),
-    "wrapped": optax.apply_if_finite(optax.lbfgs(), 3),
-    "adam": optax.adam(0.1),
-}
-
-
-@pytest.mark.parametrize("optimizer", SEARCHES.values(), ids=SEARCHES)
-def test_minimize_is_the_loop_of_optax_documents(optimizer):
-    found = jax.jit(lambda x: minimize(optimizer, bowl, x, max_steps=9))(jnp.zeros(2))
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    @jax.jit
-    def step(params, state):
-        value, grad = jax.value_and_grad(bowl)(params)
-        more = {"value": value, "grad": grad, "value_fn": bowl}
-        updates, state = optimizer.update(grad, state, params, **more)
-        return optax.apply_updates(params, updates), state
-
-    params = jnp.zeros(2)
-    state = optimizer.init(params)
-    for _ in range(9):
-        params, state = step(params, state)
-    np.testing.assert_allclose(found.params, params, rtol=1e-4, atol=1e-5)
-    assert found.loss < 0.7 * bowl(jnp.zeros(2)) and int(found.steps) == 9
-
-
-def test_a_search_with_the_last_word_is_not_asked_twice():
-    def evaluations(optimizer):
-        text = str(jax.make_jaxpr(lambda x: minimize(optimizer, bowl, x, max_steps=2))(1.0))
-        return text.count("cond[")
-
-    assert evaluations(optax.lbfgs()) > evaluations(SEARCHES["behind"])
 
 
 # Chains that halt
@@ -317,6 +164,7 @@ def test_lookahead_synchronises():
 
 
 def test_optimizers_are_mapped_over():
+    bowl = lambda x: jnp.sum(jnp.array([1.0, 30.0]) * (x - 1) ** 2)
     networks = nnx.vmap(lambda key: network_of(key))(jax.random.split(jax.random.key(0), 2))
 
     @jax.jit
@@ -397,67 +245,6 @@ def test_a_run_shorter_than_its_first_validation_is_validated():
     )
 
 
-# The modes that people debug in
-
-MODES = {
-    "nans": lambda: jax.debug_nans(True),
-    "ranks": lambda: jax.numpy_rank_promotion("raise"),
-    "dtypes": lambda: jax.numpy_dtype_promotion("strict"),
-    "leaks": jax.checking_leaks,
-    "x64": lambda: jax.enable_x64(True),
-}
-
-
-IMAGES = Images(np.zeros((5, 32, 32, 3), np.uint8), np.arange(5, dtype=np.uint8))
-FAMILIES = (
-    quadratic(2, "mixed"),
-    regression(2, observations=3, max_condition=5.0),
-    classifier(mlp((32 * 32 * 3, 2, 5)), IMAGES, batch_size=2),
-    classifier(convolutional((2,), classes=5), IMAGES, batch_size=2),
-)
-
-
-def everything():
-    """A few steps of all that learns and halts, and one of learning it."""
-    scores, gain = jnp.zeros((2, 3), jnp.float32), -jnp.ones((2, 3), jnp.float32)
-    for posterior in POSTERIORS:
-        loss = lambda p: p["b"] ** 2 + p["w"].sum() ** 2
-        found = minimize(act(posterior), loss, PARAMS, max_steps=2)
-        assert int(found.steps) == 2
-        assert np.isfinite(posterior.objective(scores, gain)).all()
-        assert np.isfinite(posterior.log_posterior(scores)[..., 0]).all()
-        assert int(first_step(halting_states(posterior, scores).mass > 2)[0]) == 3
-        if not isinstance(posterior, Graves):
-            assert np.isfinite(posterior.gap(scores, gain)).all()
-    assert list(oracle_steps(-gain, 0.1)) == [1, 1] and list(plateau_steps(gain, 0.1, 1)) == [2, 2]
-    half = jnp.ones(2, jnp.bfloat16)
-    updates_of(act(Graves(), state_dtype=jnp.bfloat16), half, half)
-    learned, options = LearnedOptimizer(network(layers=1), head()), {"horizon": 2, "window": 1}
-    for family in FAMILIES:
-        begin = lambda key, family=family: meta.start(learned.network, family, key, 2)
-        step = lambda rollout, family=family: meta.unroll(learned, family, rollout, 2)
-        jax.eval_shape(step, jax.eval_shape(begin, jax.random.key(0)))
-    objective = halting_objective(POSTERIORS[0], horizons="sample", gap_weight=0.1)
-    step = make_meta_step(
-        lambda data: FAMILIES[0],
-        objective,
-        optax.sgd(0.1),
-        batch_size=2,
-        validate_every=1,
-        validation_size=2,
-        **options,
-    )
-    state = init_meta(learned, optax.sgd(0.1), lambda data: FAMILIES[0], batch_size=2)
-    state, metrics = jax.jit(step)(state, jax.random.key(0))
-    assert np.isfinite(metrics["validation_loss"])
-
-
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_everything_holds_in_the_modes_of_jax(mode):
-    with mode():
-        everything()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -480,7 +267,7 @@ def test_everything_holds_in_the_modes_of_jax(mode):
             "loss must return one real floating-point number, got",
         ),
         (
-            lambda: minimize(SEARCHES["backtracking"], jnp.abs, 1j, max_steps=1),
+            lambda: minimize(optax.scale_by_backtracking_linesearch(9), jnp.abs, 1j, max_steps=1),
             "optimizer must search lines by optax.scale_by_zoom_linesearch",
         ),
         (
@@ -498,9 +285,42 @@ def test_everything_holds_in_the_modes_of_jax(mode):
             r"params must hold the 5 coordinates of the network's groups \(2, 3\)",
         ),
         (lambda: GroupedLSTM([network()], (2, 3)), "sizes must hold one size for each of 1"),
+        (
+            lambda: GroupedLSTM([network(), network(layers=1)], (2, 3)),
+            "networks must agree in hidden_features, layers and see_params",
+        ),
     ],
 )
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message) as refused:
         call()
     assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
+EXPLICIT = """
+import subprocess
+import sys
+
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.learned_parts import act, updates_of
+
+mesh = jax.make_mesh((2,), ("data",))
+place = lambda values, *spec: jax.device_put(values, NamedSharding(mesh, P(*spec)))
+mixed = {
+    "a": place(jnp.ones((4, 2)), None, "data"),
+    "b": place(jnp.ones(3)),
+    "c": place(jnp.ones(4), "data"),
+}
+plain = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), mixed)
+updates, _ = updates_of(act(), mixed, mixed)
+wanted, _ = updates_of(act(), plain, plain)
+jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+assert jax.typeof(updates["c"]).sharding.spec[-1] == "data"
+"""
+
+
+def test_leaves_may_lie_differently_on_an_explicit_mesh():
+    subprocess.run([sys.executable, "-c", EXPLICIT], check=True)

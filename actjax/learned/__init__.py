@@ -1,9 +1,9 @@
 """Optimizers that learn how to step and when to stop.
 
 The way of the data: `features` of a gradient -> `network` (a coordinatewise LSTM) -> `heads` (a
-score of stopping, and what it means) -> `prior` and `elbo` (its distribution and its objective) ->
+score of stopping, and what it means) -> `prior` and `bound` (its distribution and its objective) ->
 `meta` and `training` (unrolling and learning it) -> `columns`, `transform` and `stopping` (using
-it) -> `minimize`. What stands before and behind such an optimizer in a chain: see `transform`.
+it) -> `minimum`. What stands before and behind such an optimizer in a chain: see `transform`.
 
 Sources, by the names they have in these files:
 
@@ -23,11 +23,11 @@ Neural Networks", https://arxiv.org/abs/1803.08165, and LFACT 2020, "Layer Flexi
 Computation Time for Recurrent Neural Networks", https://arxiv.org/abs/1812.02335.
 """
 
-from actjax.learned.elbo import amortisation_gap as amortisation_gap
-from actjax.learned.elbo import elbo as elbo
-from actjax.learned.elbo import horizon_elbo as horizon_elbo
-from actjax.learned.elbo import log_posterior as log_posterior
-from actjax.learned.elbo import oracle_logits as oracle_logits
+from actjax.learned.bound import amortisation_gap as amortisation_gap
+from actjax.learned.bound import elbo as elbo
+from actjax.learned.bound import horizon_elbo as horizon_elbo
+from actjax.learned.bound import log_posterior as log_posterior
+from actjax.learned.bound import oracle_logits as oracle_logits
 from actjax.learned.files import load as load
 from actjax.learned.files import save as save
 from actjax.learned.heads import Graves as Graves
@@ -36,8 +36,8 @@ from actjax.learned.heads import Head as Head
 from actjax.learned.heads import Softmax as Softmax
 from actjax.learned.heads import StickBreaking as StickBreaking
 from actjax.learned.meta import LearnedOptimizer as LearnedOptimizer
-from actjax.learned.minimize import Minimum as Minimum
-from actjax.learned.minimize import minimize as minimize
+from actjax.learned.minimum import Minimum as Minimum
+from actjax.learned.minimum import minimize as minimize
 from actjax.learned.network import CoordinatewiseLSTM as CoordinatewiseLSTM
 from actjax.learned.network import GroupedLSTM as GroupedLSTM
 from actjax.learned.network import LSTMState as LSTMState

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 
 
 def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
@@ -44,9 +45,13 @@ PREPROCESS = {"log_sign": log_sign, "raw": raw}
 def coordinates(tree) -> jax.Array:
     """All leaves of a pytree laid end to end as float32: float [N]; [0] for a tree without any.
 
-    A complex number is two coordinates: the real parts of its leaf, then the imaginary ones.
+    A complex number is two coordinates: the real parts of its leaf, then the imaginary ones. Leaves
+    that an explicit mesh shards are gathered, but for one that is flat and alone.
     """
-    leaves = [_flat(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    if len(leaves) > 1 or any(leaf.ndim > 1 for leaf in leaves):
+        leaves = [_resharded(leaf, PartitionSpec()) for leaf in leaves]
+    leaves = [_flat(leaf) for leaf in leaves]
     if len(leaves) == 1:
         return leaves[0]
     return jnp.concatenate(leaves) if leaves else jnp.zeros(0, jnp.float32)
@@ -62,7 +67,8 @@ def as_tree(values: jax.Array, like):
         part = values[start : start + size] if len(leaves) > 1 else values
         if is_complex:
             part = lax.complex(part[: leaf.size], part[leaf.size :])
-        parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
+        part = part.reshape(leaf.shape).astype(leaf.dtype)
+        parts.append(_resharded(part, jax.typeof(leaf).sharding.spec, like=leaf))
         start += size
     return jax.tree.unflatten(structure, parts)
 
@@ -77,6 +83,15 @@ def check_params(params):
                 "params must hold arrays of floating-point or complex numbers alone "
                 f"(keep what is not trained out of them), got {getattr(kind, '__name__', kind)}."
             )
+
+
+def _resharded(leaf: jax.Array, spec: PartitionSpec, like: jax.Array | None = None) -> jax.Array:
+    """The leaf laid out by `spec` on the explicit mesh of `like`, or itself where there is none."""
+    mesh = jax.typeof(leaf if like is None else like).sharding.mesh
+    same = jax.typeof(leaf).sharding.spec == spec
+    if same or mesh.empty or AxisType.Explicit not in mesh.axis_types:
+        return leaf
+    return reshard(leaf, NamedSharding(mesh, spec))
 
 
 def _flat(leaf) -> jax.Array:

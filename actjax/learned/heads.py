@@ -20,7 +20,7 @@ from flax import nnx
 
 from actjax._checks import check_choice
 from actjax.halting import Ponder, halting_step, halting_weights
-from actjax.learned.elbo import amortisation_gap, elbo, log_posterior
+from actjax.learned.bound import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign
 from actjax.learned.prior import HorizonPrior
 

@@ -150,6 +150,12 @@ class GroupedLSTM(nnx.Module):
             )
         for size in sizes:
             check_positive("sizes", size)
+        kinds = {(lstm.hidden_features, len(lstm.kernels), lstm.see_params) for lstm in networks}
+        if len(kinds) != 1:
+            raise ValueError(
+                "networks must agree in hidden_features, layers and see_params, "
+                f"got {sorted(kinds)}."
+            )
         self.networks = nnx.List(networks)
         self.sizes = tuple(sizes)
         self.hidden_features = networks[0].hidden_features
