@@ -91,7 +91,7 @@ class Place:
     """Where a run is kept."""
 
     out: pathlib.Path | None = None
-    """Folder of the run. Default: runs/, then the experiment, the model and the seed."""
+    """Folder of the run. Default: runs/, then the experiment, model or optimizer, and seed."""
     resume: Flag = False
     """Continue the run in that folder from its last checkpoint."""
 
