@@ -25,6 +25,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
+def check_loop(loop: Any) -> None:
+    """Checks the loop for a step of the caller's own; the kernels know the cells of `ACT` only."""
+    if loop == "kernel":
+        raise ValueError(
+            "loop must be 'while' or 'scan' for a step of one's own, as only ACT has kernels, "
+            "got 'kernel'."
+        )
+    check_choice("loop", loop, ("while", "scan"))
+
+
 def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
     """Returns the leading axes, batch or batch and time, that all leaves of `tree` share."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

@@ -107,7 +107,7 @@ def unroll(
     ((3, 7, 4), (3, 7))
     """
     checks.check_limits(max_steps, epsilon)
-    checks.check_choice("loop", loop, ("while", "scan"))
+    checks.check_loop(loop)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_state(state, batch)
     params, state, xs = jax.tree.map(jnp.asarray, (params, state, xs))
@@ -167,7 +167,7 @@ def unroll_layers(
     ((3, 5, 4), (3, 7, 5, 4), (3, 7))
     """
     checks.check_limits(1, epsilon)
-    checks.check_choice("loop", loop, ("while", "scan"))
+    checks.check_loop(loop)
     batch, time = checks.check_rows("xs", xs, 2)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     xs = blank_padding(xs, lengths)

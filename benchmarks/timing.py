@@ -1,4 +1,7 @@
-"""What the benchmarks share: the time of one update, the machine it was taken on, the record."""
+"""What the benchmarks share: the time of one update, the machine it was taken on, the record.
+
+Imported before `actjax` and `experiments`, it lets both be found in a clone without installation.
+"""
 
 import json
 import os
@@ -12,9 +15,8 @@ from typing import Any
 
 import jax
 
-from experiments import run
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
@@ -41,6 +43,8 @@ def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
 
 def write(out: str | None, arguments: dict[str, Any], **results: Any):
     """Writes the file `out`, if there is to be one: the results, and what gave them, and where."""
+    from experiments import run  # here: a card's machine may lack what its commands need
+
     if not out:
         return
     script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"

@@ -134,10 +134,7 @@ def _products(plan: KernelPlan, weights: _Weights, h):
     """``h W_g`` for every gate g: a list over gates of tiles."""
     operands = [tile.astype(plan.dtype) for tile in h]
     return [
-        [
-            _sum(_dot(a, weights(g, k, j)) for k, a in enumerate(operands))
-            for j in range(plan.tiles)
-        ]
+        [_sum(_dot(a, weights(g, k, j)) for k, a in enumerate(operands)) for j in range(plan.tiles)]
         for g in range(plan.cell.gates)
     ]
 
@@ -160,8 +157,10 @@ def _vector(plan: KernelPlan, ref, block: int):
 def _inputs(plan: KernelPlan, refs, at, live, first, flags):
     """What the gates have from the inputs, the flag of the first step included (eq 3)."""
     xs = _Matrix(plan, refs["xs"], plan.hidden)
-    add = lambda g, j: xs.wide(at, g, j, live) + _where(first, jnp.broadcast_to(
-        flags[g][j], (plan.lanes, plan.units)), 0)
+    add = lambda g, j: (
+        xs.wide(at, g, j, live)
+        + _where(first, jnp.broadcast_to(flags[g][j], (plan.lanes, plan.units)), 0)
+    )
     return [[add(g, j) for j in range(plan.tiles)] for g in range(plan.cell.gates)]
 
 
@@ -207,9 +206,7 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
         new, kept = _by_tile(cell.forward, plan, x, _products(plan, weights, state[-1]), state)
         logit = _row_sum([h * w for h, w in zip(new[-1], halt_weights, strict=True)])
         halt = jax.nn.sigmoid(logit + halt_bias)
-        weight, last = halting_step(
-            halt, total, n, max_steps=plan.max_steps, epsilon=plan.epsilon
-        )
+        weight, last = halting_step(halt, total, n, max_steps=plan.max_steps, epsilon=plan.epsilon)
         result = jax.tree.map(lambda m, s: m + weight[:, None] * s, mean, new)
         halted = last & live
         ended = halted & (left == 1)
@@ -313,7 +310,9 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         [jnp.zeros((lanes, plan.units), jnp.float32) for _ in tiles] for _ in range(count)
     ]
     if resume:
-        d_state, d_mean = (kept_tiles(plan, refs[n], own, cell.leaves) for n in ("d_lane", "d_mean"))
+        d_state, d_mean = (
+            kept_tiles(plan, refs[n], own, cell.leaves) for n in ("d_lane", "d_mean")
+        )
         d_x, d_last = kept_tiles(plan, refs["d_x"], own, cell.gates), _load(refs["d_last"], own)
     else:
         d_state, d_mean, d_x = zeros(cell.leaves), zeros(cell.leaves), zeros(cell.gates)
@@ -322,12 +321,16 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
     matrix = lambda name: _Matrix(plan, refs[name], plan.hidden)
     d_outputs, d_final, d_xs, d_begin = map(matrix, ("d_outputs", "d_final", "d_xs", "d_state"))
 
+    def recorded(i):
+        row = (program * plan.segment + i) * lanes + lane
+        return [_load(refs[name], row) for name in ("position", "code", "weight")]
+
     def iteration(carry):
-        i, d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias = carry
+        i, (position, code, weight), d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias = carry
         i = i - 1
         row = (program * plan.segment + i) * lanes + lane
-        position, code = _load(refs["position"], row), _load(refs["code"], row)
-        weight = _load(refs["weight"], row)
+        # Read an iteration ahead: where the other arrays are read depends on it.
+        ahead = recorded(jnp.maximum(i - 1, 0))
         live, last, ended = position >= 0, (code & LAST) != 0, (code & ENDED) != 0
         first = code // 4 == 1
         at = jnp.maximum(position, 0)
@@ -356,9 +359,7 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         d_new = jax.tree.map(
             lambda d, m: d + weight[:, None] * m, _where(~last, d_state, 0), d_mean
         )
-        d_new[-1] = [
-            d + d_logit[:, None] * w for d, w in zip(d_new[-1], halt_weights, strict=True)
-        ]
+        d_new[-1] = [d + d_logit[:, None] * w for d, w in zip(d_new[-1], halt_weights, strict=True)]
         moved = _by_tile(cell.backward, plan, kept, state, d_new)
         dx, d_products, d_before = _where(live, moved, 0)
         keep(plan, refs["d_products"], row, d_products)
@@ -379,13 +380,13 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         d_flags = jax.tree.map(jnp.add, d_flags, _where(first, dx, 0))
         d_halt = [d + d_logit[:, None] * s for d, s in zip(d_halt, new[-1], strict=True)]
         d_state = _where(live, d_before, d_state)
-        return i, d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias + d_logit
+        return i, ahead, d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias + d_logit
 
     count = _load(refs["iterations"], program)
     sums = zeros(cell.gates), zeros(1)[0], jnp.zeros(lanes, jnp.float32)
-    carry = count, d_state, d_mean, d_last, d_x, *sums
+    carry = count, recorded(jnp.maximum(count - 1, 0)), d_state, d_mean, d_last, d_x, *sums
     carry = lax.while_loop(lambda carry: carry[0] > 0, iteration, carry)
-    _, d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias = carry
+    d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias = carry[2:]
     here = jnp.full(1, program, jnp.int32)
     total = lambda blocks: jax.tree.map(lambda tile: tile.sum(axis=0)[None], blocks)
     keep(plan, refs["d_flags"], here, total(d_flags))

@@ -7,8 +7,6 @@ from jax import lax
 
 from actjax._loop import kernel_cells as cells
 from actjax._loop.kernel import Network, kernel
-from actjax._loop.kernel_plan import Tuning
-from actjax.halting import Ponder
 from actjax.nn.cells import CellStep
 
 MOST_UNITS = 256
@@ -67,36 +65,24 @@ def _other(cell: nnx.Module) -> str | None:
     return None
 
 
-def run(
-    step: CellStep,
-    params,
-    state,
-    inputs: jax.Array,
-    *,
-    lengths,
-    max_steps: int,
-    epsilon: float,
-    lanes: int | None,
-    kind: type,
-    tuning: Tuning | None = None,
-):
+def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths, **options):
     """Ponders what `Recurrent.prepare` has prepared: ``(carry, outputs, ponder)``.
 
     Args:
       step, params, state, inputs: as `prepare` gives them.
       kind: the class of the cell.
-      lengths, max_steps, epsilon, lanes, tuning: as in `actjax._loop.kernel.kernel`.
+      lengths, options: as in `actjax._loop.kernel.kernel`.
 
     Raises:
-      ValueError: an input or state that is not of float32 or bfloat16.
+      ValueError: inputs or a state that are not of float32 or bfloat16.
     """
     cell, flags, halt = params
     what, _, recurrent = _CELLS[kind]
     leaves, tree = jax.tree.flatten(state)
-    if inputs.dtype not in DTYPES:
-        raise ValueError(
-            f"xs must be of float32 or bfloat16 for loop='kernel', got {inputs.dtype.name}."
-        )
+    for name, leaf in (("xs", inputs), *(("initial_state", leaf) for leaf in leaves)):
+        if leaf.dtype not in DTYPES:
+            allowed = "of float32 or bfloat16 for loop='kernel'"
+            raise ValueError(f"{name} must be {allowed}, got {leaf.dtype.name}.")
     layers = [getattr(cell, name) for name in recurrent]
     weights = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
     biases = [layer.bias[...] for layer in layers if layer.bias is not None]
@@ -104,6 +90,5 @@ def run(
         inputs = inputs + jnp.concatenate(biases).astype(inputs.dtype)[None, None]
     halting = halt.kernel[...][:, 0], halt.bias[...][0]
     network = Network(inputs, flags, weights, *halting, leaves)
-    options = {"max_steps": max_steps, "epsilon": epsilon, "lanes": lanes, "tuning": tuning}
     final, outputs, ponder = kernel(what, network, lengths, **options)
-    return step.read(tree.unflatten(final))[0], outputs, Ponder(*ponder)
+    return step.read(tree.unflatten(final))[0], outputs, ponder
