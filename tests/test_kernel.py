@@ -38,7 +38,7 @@ def data(model, batch=5, time=3, dtype=jnp.float32):
 
 def loss(model, xs, state, lengths=None, loop="kernel", **options):
     """A loss that looks at everything, and what it looked at."""
-    if options:
+    if options:  # that the module has no place for
         prepared = model.prepare(xs, state, model.halt, lengths)
         limits = {"max_steps": model.max_steps, "epsilon": model.epsilon, "lanes": model.lanes}
         kind = type(model.cell)
@@ -204,7 +204,7 @@ def test_refuses_in_a_sentence():
 def test_a_second_derivative_is_refused_in_a_sentence():
     model = make(nnx.SimpleCell)
     xs, state = data(model, 1, 1)
-    gradient = jax.grad(lambda xs: loss(model, xs, state)[0])
+    gradient = jax.grad(lambda xs: loss(model, xs, state, segment=None)[0])
     with pytest.raises(TypeError, match="loop='scan'"):
         jax.eval_shape(lambda xs: jax.jvp(gradient, (xs,), (xs,)), xs)
     with pytest.raises(TypeError, match="loop='scan'"):
