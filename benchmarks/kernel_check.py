@@ -44,18 +44,24 @@ CHECKED = {
 }
 TUNED = {
     "default": Tuning(),
+    "resident": Tuning(resident=True, back_resident=True),
+    "resident, tiles of 128": Tuning(units=128, resident=True, back_resident=True),
+    "tiles of 128": Tuning(units=128),
+    "resident, 16 warps": Tuning(warps=16, back_warps=16, resident=True, back_resident=True),
     "4 warps": Tuning(warps=4, back_warps=4),
-    "tiles of 64": Tuning(units=64),
-    "tiles of 64, 4 warps": Tuning(units=64, warps=4, back_warps=4),
     "gates again": Tuning(gates="again"),
     "gates bfloat16": Tuning(gates="bfloat16"),
-    "64 lanes, resident": Tuning(lanes=64, resident=True),
-    "16 warps, resident": Tuning(warps=16, back_warps=16, resident=True),
     "16 warps": Tuning(warps=16, back_warps=16),
     "32 lanes": Tuning(lanes=32),
-    "tiles of 32": Tuning(units=32),
-    "64 lanes, 4 warps, resident": Tuning(lanes=64, warps=4, back_warps=4, resident=True),
+    "32 lanes, 16 warps": Tuning(lanes=32, warps=16, back_warps=16),
     "rows 128, weights by 8 warps": Tuning(rows=128, weight_warps=8),
+    "tiles of 32": Tuning(units=32),
+}
+HALVED = {  # in bfloat16
+    "default": Tuning(),
+    "resident both ways": Tuning(back_resident=True),
+    "read again": Tuning(resident=False, back_resident=False),
+    "tiles of 128": Tuning(units=128),
 }
 
 
@@ -199,12 +205,9 @@ def tune(deadline: float, quick: bool) -> list[dict]:
     variants = list(TUNED.items())[: 2 if quick else None]
     programs += [make(name, tuning, b) for name, tuning in variants for b in batches]
     if not quick:
-        halved = {f"{n}, bfloat16": t for n, t in TUNED.items() if n in ("default", "4 warps")}
-        halved["resident, bfloat16"] = Tuning(resident=True)
-        halved["64 lanes, resident, bfloat16"] = Tuning(lanes=64, resident=True)
         programs += [
-            make(name, tuning, b, dtype=jnp.bfloat16)
-            for name, tuning in halved.items()
+            make(f"bfloat16, {name}", tuning, b, dtype=jnp.bfloat16)
+            for name, tuning in HALVED.items()
             for b in batches
         ]
     rows = []

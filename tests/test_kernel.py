@@ -194,7 +194,7 @@ def test_refuses_in_a_sentence():
     assert kernel.kernel_supports(cell) is None
     cell.dense_i = nnx.LoRALinear(D, 18, lora_rank=2, rngs=nnx.Rngs(0))
     assert kernel.kernel_supports(cell).endswith("got dense_i=LoRALinear.")
-    with pytest.raises(ValueError, match="loop must be 'while' or 'scan'.*, got 'kernel'"):
+    with pytest.raises(ValueError, match=r"loop must be 'while' or 'scan'.*, got 'kernel'"):
         actjax.LFACT(D, 6, max_layers=2, loop="kernel", rngs=nnx.Rngs(0))
     step = lambda params, state, x, first: (state, state[:, 0])
     with pytest.raises(ValueError, match="loop must be 'while' or 'scan' for a step of one's own"):

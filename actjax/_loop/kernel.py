@@ -19,6 +19,7 @@ from actjax._loop import kernel_programs as programs
 from actjax._loop.adaptive import _any
 from actjax._loop.kernel_cells import Cell
 from actjax._loop.kernel_plan import KernelPlan, Tuning, make_plan
+from actjax._loop.rows import like_inputs, vary
 from actjax.halting import Ponder
 
 
@@ -74,7 +75,8 @@ def kernel(
         segment=segment,
         tuning=tuning,
     )
-    final, outputs, steps, remainder = _run(plan, network, _queues(plan, lengths))
+    network, queues = vary((network, _queues(plan, lengths)), like_inputs(network))
+    final, outputs, steps, remainder = _run(plan, network, queues)
     return final, outputs, Ponder(steps, remainder)
 
 
@@ -227,6 +229,7 @@ def _forward(plan: KernelPlan, network: Network, queues):
 
     lanes = _first_lanes(plan, read["state"], queues)
     checkpoints = jax.tree.map(lambda a: jnp.zeros((plan.segments, *a.shape), a.dtype), lanes)
+    lanes, checkpoints = vary((lanes, checkpoints), like_inputs(network))
     # The first segment stands before the loop, whose buffers are then its own: none is filled.
     carry = one_segment((jnp.int32(0), results, None, lanes, checkpoints))
     carry = lax.while_loop(lambda carry: _any(carry[3]["left"] > 0), one_segment, carry)
@@ -330,7 +333,7 @@ def _retreat(plan: KernelPlan, given, record, results, back):
         },
         {"d_weights": array((whole[0] * whole[1] * whole[2], width), jnp.float32)},
         alias={},
-        warps=plan.tuning.weight_warps,
+        warps=plan.weight_warps,
     )["d_weights"]
     sums = {name: found[name].sum(axis=0) for name in partial_sums}
     sums["d_flags"] = sums["d_flags"].reshape(cell.gates, width)[:, :hidden].reshape(-1)

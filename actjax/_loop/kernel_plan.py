@@ -5,14 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from actjax._loop.kernel_cells import Cell
 
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept where memory is short
 _SEGMENT_BYTES = 1 << 28  # what they may take where the device does not tell its memory
 _SEGMENT_SHARE = 16  # and the share of its memory where it does
-_RESIDENT_REGISTERS = 64  # of a thread, that weights may take to stay there
+# Bytes of weights that stay on the multiprocessor without pushing other values out, each way.
+_RESIDENT, _BACK_RESIDENT = 96 << 10, 64 << 10
 _GROUPS = 264  # programs that keep every multiprocessor of a large device busy twice
 
 
@@ -25,7 +25,8 @@ class Tuning:
       units: units of a tile of the state, a power of two of at least 16. Gates, products and
         weights come in such tiles.
       warps, back_warps, weight_warps: warps of a program of each kernel.
-      resident: whether the weights are read once, before the loop, and stay in registers.
+      resident, back_resident: whether the weights are read once, before the loop, and stay on the
+        multiprocessor (in shared memory or registers, as the compiler sees fit).
       gates: "kept" in the dtype of the network, as "float32" or "bfloat16", or "again": not kept,
         but computed once more in the backward pass.
       rows: rows of a product of the weights' cotangents.
@@ -35,8 +36,9 @@ class Tuning:
     units: int | None = None
     warps: int = 8
     back_warps: int = 8
-    weight_warps: int = 4
+    weight_warps: int | None = None
     resident: bool | None = None
+    back_resident: bool | None = None
     gates: str = "kept"
     rows: int = 64
 
@@ -79,6 +81,10 @@ class KernelPlan:
         return self.units * self.tiles
 
     @property
+    def weight_warps(self) -> int:
+        return self.tuning.weight_warps or (8 if self.units > 64 else 4)
+
+    @property
     def again(self) -> bool:
         return self.tuning.gates == "again"
 
@@ -96,7 +102,7 @@ def make_plan(
     cell: Cell, dtype, *, batch, time, hidden, max_steps, epsilon, lanes, segment, tuning
 ) -> KernelPlan:
     tuning = Tuning() if tuning is None else tuning
-    units = tuning.units or _units(hidden)
+    units = tuning.units or _units(cell, hidden)
     tiles = math.ceil(hidden / units)
     of_program = tuning.lanes
     programs = math.ceil(min(lanes or batch, batch) / of_program)
@@ -113,9 +119,8 @@ def make_plan(
         wanted = _SEGMENT_STEPS * math.ceil(time * queue / of_program)
         segment = bound if bound <= fits else max(math.isqrt(bound), min(wanted, fits), 16)
     segment = min(segment, bound)
-    registers = cell.gates * (tiles * units) ** 2 * itemsize // 4 // 32
-    stay = lambda warps: registers // warps <= _RESIDENT_REGISTERS
-    given = tuning.resident
+    size = cell.gates * (tiles * units) ** 2 * itemsize
+    stay = lambda given, most: size <= most if given is None else given
     return KernelPlan(
         cell,
         tuning,
@@ -133,16 +138,22 @@ def make_plan(
         tiles,
         segment,
         math.ceil(bound / segment),
-        stay(tuning.warps) if given is None else given,
-        stay(tuning.back_warps) if given is None else given,
+        stay(tuning.resident, _RESIDENT),
+        stay(tuning.back_resident, _BACK_RESIDENT),
         _splits(cell.gates * tiles * tiles, batch * time, tuning.rows),
     )
 
 
-def _units(hidden: int) -> int:
-    """The largest tile of at most 128 units, if smaller ones would not fill up less."""
+def _units(cell: Cell, hidden: int) -> int:
+    """The tile that spills least: compiled for Hopper, 128 units of three gates are too many.
+
+    Larger networks take the tile that fills up less, which is the smaller one, or as few as they
+    can, since all of them are written out.
+    """
+    if hidden <= 64 or (hidden <= 128 and cell.gates == 1):
+        return max(16, 1 << (hidden - 1).bit_length())
     if hidden <= 128:
-        return max(16, int(2 ** np.ceil(np.log2(hidden))))
+        return 64
     return min((128, 64), key=lambda units: (math.ceil(hidden / units) * units, -units))
 
 

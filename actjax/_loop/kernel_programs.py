@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from actjax._loop.kernel_plan import KernelPlan
+from actjax._loop.rows import like_inputs, vary
 from actjax.halting import halting_step, halting_step_transpose
 
 LAST, ENDED = 1, 2  # bits of a record's code beside n: the step was an input's, a sequence's last
@@ -230,11 +231,12 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
             _store(refs["remainder"], at, weight, halted)
         state = _where(live, _where(last, result, new), state)
         mean = _where(last, jax.tree.map(jnp.zeros_like, result), result)
-        position = position + jnp.where(halted, 1, 0)
-        left = left - jnp.where(halted, 1, 0)
+        position = position + halted.astype(jnp.int32)
+        left = left - halted.astype(jnp.int32)
         if plan.queue > lanes:
-            free = jnp.where(ended, 1, 0)
-            before = jnp.where(lane[None] < lane[:, None], free[None], 0).sum(axis=1)
+            free = ended.astype(jnp.int32)
+            earlier = lane[None] < lane[:, None]
+            before = jnp.where(earlier, free[None], 0).sum(axis=1, dtype=jnp.int32)
             place = taken + before
             refill = ended & (place < plan.queue)
             place = program * plan.queue + jnp.minimum(place, plan.queue - 1)
@@ -242,7 +244,7 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
             position = jnp.where(refill, sequence * time, position)
             left = jnp.where(refill, _load(refs["length"], place), left)
             state = _where(refill, initial(sequence, refill), state)
-            taken = taken + free.sum()
+            taken = taken + free.sum(dtype=jnp.int32)
         total = jnp.where(last, 0, total + halt)
         n = jnp.where(last, 0, n)
         return i + 1, state, mean, total, n, position, left, taken
@@ -445,7 +447,11 @@ def launch(kernel, grid, read: dict, write: dict, *, alias: dict, warps: int) ->
     """
     names = [*read, *(f"{name}_in" for name in alias), *write]
     arguments = [*read.values(), *alias.values()]
-    shapes = [*write.values()]
+    arguments = vary(arguments, like_inputs(arguments))
+    # Under `shard_map` what is written varies over devices as what is read.
+    kind = getattr(jax.typeof(arguments[0]), "manual_axis_type", None)
+    varies = {} if kind is None else {"manual_axis_type": kind}
+    shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, **varies) for s in write.values()]
     aliases = {len(read) + i: list(write).index(name) for i, name in enumerate(alias)}
 
     def body(*refs):
