@@ -5,6 +5,7 @@ So does the conformance table of `peers.py`, for this package: PyTorch is not ne
 
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -14,16 +15,16 @@ BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch, quick_compilation):
+def script(monkeypatch, quick_compilation):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import ponder
 
     return ponder
 
 
-def test_quick_run(benchmark, tmp_path, capsys):
+def test_quick_run(script, tmp_path, capsys):
     out = tmp_path / "results" / "ponder.json"
-    benchmark.main(["--quick", "--setting", "parity", "--out", str(out)])
+    script.main(["--quick", "--setting", "parity", "--out", str(out)])
     result = json.loads(out.read_text())
     assert {"device", "versions", "cpu", "load_average", "commit", "settings"} <= set(result)
 
@@ -51,20 +52,20 @@ def test_quick_run(benchmark, tmp_path, capsys):
     assert "Figures asked" in capsys.readouterr().out
 
 
-def test_schedule(benchmark):
+def test_schedule(script):
     steps = np.array([[4], [1], [1], [3]])
-    assert benchmark.schedule(steps, 4) == 4
-    assert benchmark.schedule(steps, 2) == 5  # the second lane takes the last three
-    assert benchmark.schedule(steps, 1) == 9
+    assert script.schedule(steps, 4) == 4
+    assert script.schedule(steps, 2) == 5  # the second lane takes the last three
+    assert script.schedule(steps, 1) == 9
 
 
-def test_unknown_setting(benchmark, capsys):
+def test_unknown_setting(script, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--setting", "parities"])
+        script.main(["--setting", "parities"])
     assert "parities" in capsys.readouterr().err
 
 
-def test_conformance(benchmark):
+def test_conformance(script):
     import conformance
 
     cases = {"bias 1": 1.0, "at M": -10.0}
@@ -84,9 +85,48 @@ def test_conformance(benchmark):
     assert row["steps"] == 1 and row["cosine_task"] == -1 and row["weights"] == 0
 
 
-def test_peers_without_pytorch(benchmark, monkeypatch):
+def test_peers_without_pytorch(script, monkeypatch):
     import peers
 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match=r"pip install 'torch>=2.5'.*--no-deps.*torch is missing"):
         peers.main(["--quick"])
+
+
+def test_accelerator(script, tmp_path, capsys):
+    import accelerator
+    import kernel_check
+
+    out = tmp_path / "accelerator.json"
+    accelerator.main(["--quick", "--only", "small", "optimizer", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert {"device", "driver", "versions", "commit", "ceilings", "rows"} <= set(result)
+    rows = {(row["group"], row.get("way")): row for row in result["rows"]}
+    for way in accelerator.ALL:
+        row = rows["training", way]
+        assert "error" not in row and row["ms"] > 0 and row["launches_in_loops"]
+        assert way == "plain" or row["over_plain"] > 0
+    losses = [rows["training", way]["loss"] for way in ("while", "kernel")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert rows["optimizer", "learned"]["bytes_a_parameter"] == pytest.approx(640, rel=0.01)
+
+    out = tmp_path / "check.json"
+    kernel_check.main(["--check", "--tune", "--quick", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert [row["loop"] for row in result["check"]] == ["scan", "kernel"]
+    assert max(row["gradients"] for row in result["check"]) < 1e-5
+    assert [row["way"] for row in result["tune"]] == ["while", "default"]
+    assert not [row for row in result["tune"] if "error" in row]
+
+
+def test_benchmarks_run_from_a_clone():
+    """Where nothing is installed, a script must find the packages beside it before it asks."""
+    ways = {"sys.path.insert", "timing", "ponder", "card", "accelerator_rows"}
+    for path in BENCHMARKS.glob("*.py"):
+        if "__main__" not in path.read_text():
+            continue  # imported by others
+        statement = re.compile(r"^(?:from|import)? ?([\w.]+)", re.MULTILINE)
+        names = [match.group(1) for match in statement.finditer(path.read_text())]
+        own = [n for n, name in enumerate(names) if name.partition(".")[0] in ("actjax", "tests")]
+        own += [n for n, name in enumerate(names) if name.startswith("experiments")]
+        assert not own or ways.intersection(names[: min(own)]), path.name

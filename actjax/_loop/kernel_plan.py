@@ -10,7 +10,7 @@ from actjax._loop.kernel_cells import Cell
 
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept where memory is short
 _SEGMENT_BYTES = 1 << 28  # what they may take where the device does not tell its memory
-_SEGMENT_SHARE = 16  # and the share of its memory where it does
+_SEGMENT_SHARE = 64  # and the share of its memory where it does
 # Bytes of weights that stay on the multiprocessor without pushing other values out, each way.
 _RESIDENT, _BACK_RESIDENT = 96 << 10, 64 << 10
 _GROUPS = 264  # programs that keep every multiprocessor of a large device busy twice
@@ -140,7 +140,7 @@ def make_plan(
         math.ceil(bound / segment),
         stay(tuning.resident, _RESIDENT),
         stay(tuning.back_resident, _BACK_RESIDENT),
-        _splits(cell.gates * tiles * tiles, batch * time, tuning.rows),
+        _splits(cell.gates * tiles * tiles, programs, batch * time, tuning.rows),
     )
 
 
@@ -157,9 +157,9 @@ def _units(cell: Cell, hidden: int) -> int:
     return min((128, 64), key=lambda units: (math.ceil(hidden / units) * units, -units))
 
 
-def _splits(products: int, inputs: int, rows: int) -> int:
+def _splits(products: int, programs: int, inputs: int, rows: int) -> int:
     """Programs among which the rows of one tile of the weights' cotangents are shared out."""
-    return max(1, min(_GROUPS // products, inputs // (4 * rows)))
+    return max(1, min(_GROUPS // products, max(min(programs, 16), inputs // (4 * rows))))
 
 
 def _segment_bytes() -> int:
