@@ -34,13 +34,13 @@ CHECKED = {
     "simple 100": (nnx.SimpleCell, 100, {}),
     "gru 128": (nnx.GRUCell, 128, {}),
     "lstm 64": (nnx.OptimizedLSTMCell, 64, {}),
-    "lstm 256": (nnx.LSTMCell, 256, {}),
     "gru 192, queue, segments": (
         nnx.GRUCell,
         192,
         {"lanes": 16, "segment": 12, "tuning": Tuning(gates="again")},
     ),
     "simple 128, 3 members": (nnx.SimpleCell, 128, {"members": 3}),
+    "lstm 256": (nnx.LSTMCell, 256, {}),
 }
 TUNED = {
     "default": Tuning(),

@@ -23,6 +23,9 @@ from actjax._loop.rows import like_inputs, vary
 from actjax.halting import Ponder
 
 
+_REFUSED = "loop='kernel' has first derivatives in reverse mode only: use loop='scan' for others."
+
+
 class Network(NamedTuple):
     """The arrays of a pondered cell that have gradients; H units, G gates, L leaves of the state.
 
@@ -56,11 +59,12 @@ def kernel(
 ) -> tuple[list[jax.Array], jax.Array, Ponder]:
     """Ponders every input: ``(final_state, outputs, ponder)``, as `unroll` of the cell would.
 
-    Its first derivatives are there, in reverse mode.
-
     Args:
       lengths, max_steps, epsilon, lanes, segment: as in `unroll`.
       tuning: how the kernels are cut.
+
+    Raises:
+      TypeError: from other derivatives than first ones in reverse mode.
     """
     batch, time, wide = network.xs.shape
     plan = make_plan(
@@ -76,7 +80,12 @@ def kernel(
         tuning=tuning,
     )
     network, queues = vary((network, _queues(plan, lengths)), like_inputs(network))
-    final, outputs, steps, remainder = _run(plan, network, queues)
+    try:
+        final, outputs, steps, remainder = _run(plan, network, queues)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(_REFUSED) from error
     return final, outputs, Ponder(steps, remainder)
 
 
@@ -213,6 +222,10 @@ def _first_lanes(plan: KernelPlan, state, queues) -> dict[str, jax.Array]:
 
 
 def _forward(plan: KernelPlan, network: Network, queues):
+    return _once(partial(_recorded, plan))(network, queues)
+
+
+def _recorded(plan: KernelPlan, network: Network, queues):
     """The loop with a record of its last segment, and the registers at the start of each other."""
     read = _read(plan, network)
     results = _no_results(plan, read["state"])
@@ -352,6 +365,6 @@ def _once(function):
 
     @once.defjvp
     def refuse(primals, tangents):
-        raise TypeError("loop='kernel' has no second derivative: use loop='while' or loop='scan'.")
+        raise TypeError(_REFUSED)
 
     return once

@@ -449,8 +449,9 @@ def launch(kernel, grid, read: dict, write: dict, *, alias: dict, warps: int) ->
     arguments = [*read.values(), *alias.values()]
     arguments = vary(arguments, like_inputs(arguments))
     # Under `shard_map` what is written varies over devices as what is read.
-    kind = getattr(jax.typeof(arguments[0]), "manual_axis_type", None)
-    varies = {} if kind is None else {"manual_axis_type": kind}
+    kind = lambda array: getattr(jax.typeof(array), "manual_axis_type", None)
+    varies = kind(arguments[0]) != kind(jnp.float32(0))
+    varies = {"manual_axis_type": kind(arguments[0])} if varies else {}
     shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, **varies) for s in write.values()]
     aliases = {len(read) + i: list(write).index(name) for i, name in enumerate(alias)}
 
