@@ -22,7 +22,6 @@ from actjax._loop.kernel_plan import KernelPlan, Tuning, make_plan
 from actjax._loop.rows import like_inputs, vary
 from actjax.halting import Ponder
 
-
 _REFUSED = "loop='kernel' has first derivatives in reverse mode only: use loop='scan' for others."
 
 
