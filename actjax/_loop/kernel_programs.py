@@ -6,9 +6,6 @@ another program. A program holds the registers of its lanes as lists of tiles ``
 `weights` takes the products of the weights' cotangents afterwards, over the rows that were used.
 """
 
-import functools
-import operator
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,153 +13,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from actjax._loop.kernel_plan import KernelPlan
+from actjax._loop.kernel_tiles import (
+    Matrix,
+    Weights,
+    add_up,
+    by_tile,
+    dot,
+    inputs_of,
+    keep,
+    kept_tiles,
+    load,
+    products_of,
+    row_sum,
+    span,
+    store,
+    vector,
+    where,
+)
 from actjax._loop.rows import like_inputs, vary
 from actjax.halting import halting_step, halting_step_transpose
 
 LAST, ENDED = 1, 2  # bits of a record's code beside n: the step was an input's, a sequence's last
-
-
-# --- Tiles ---------------------------------------------------------------------------------------
-
-
-def _range(count: int) -> jax.Array:
-    return jnp.arange(count, dtype=jnp.int32)
-
-
-def _both(rows, columns):
-    """``[rows, columns]`` from a condition on each, either of which may be None."""
-    if rows is None or columns is None:
-        only = rows if columns is None else columns
-        return only if only is None else (rows[:, None] if columns is None else columns[None])
-    return rows[:, None] & columns[None]
-
-
-class _Matrix:
-    """A ref ``[rows, blocks * width]`` in tiles: of block b the tiles j = 0, 1, ...
-
-    Attributes:
-      width: units of a block: `hidden` for the arrays of the network, which end within the last
-        tile, or `plan.width`.
-    """
-
-    def __init__(self, plan: KernelPlan, ref, width: int):
-        self.units, self.ref, self.width = plan.units, ref, width
-
-    def _place(self, rows, block, j, mask):
-        columns = j * self.units + _range(self.units)
-        # j may be known only to the program
-        ends_within = not (isinstance(j, int) and (j + 1) * self.units <= self.width)
-        inside = columns < self.width if ends_within and self.width % self.units else None
-        shape = rows.shape[0], self.units
-        mask = _both(mask, inside)
-        mask = None if mask is None else jnp.broadcast_to(mask, shape)
-        at = jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)
-        return self.ref.at[at[0], block * self.width + at[1]], mask
-
-    def load(self, rows, block, j, mask=None):
-        """A tile as it is stored; zeros where `mask`, one a row, does not hold."""
-        place, mask = self._place(rows, block, j, mask)
-        other = None if mask is None else jnp.zeros((), self.ref.dtype)
-        return triton.load(place, mask=mask, other=other)
-
-    def wide(self, rows, block, j, mask=None):
-        return self.load(rows, block, j, mask).astype(jnp.float32)
-
-    def store(self, value, rows, block, j, mask=None):
-        place, mask = self._place(_apart(self.ref, rows, mask), block, j, mask)
-        triton.store(place, value.astype(self.ref.dtype), mask=mask)
-
-
-def _load(ref, at, mask=None):
-    other = None if mask is None else jnp.zeros((), ref.dtype)
-    return triton.load(ref.at[at], mask=mask, other=other)
-
-
-def _store(ref, at, value, mask=None):
-    triton.store(ref.at[_apart(ref, at, mask)], value.astype(ref.dtype), mask=mask)
-
-
-def _apart(ref, rows, mask):
-    """Rows that are not written stand past the end: interpreted, a store puts back what it found
-    there, which must not meet what another lane writes."""
-    return rows if mask is None else jnp.where(mask, rows, ref.shape[0])
-
-
-def _sum(terms):
-    return functools.reduce(operator.add, terms)
-
-
-def _dot(a, b, contract=(1, 0)):
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
-def _where(rows, new, old):
-    """Tiles of `new` in the rows where the condition holds, else of `old`; `old` may be 0."""
-    pick = lambda a, b: jnp.where(rows[:, None], a, b)
-    if isinstance(old, int):
-        return jax.tree.map(lambda a: pick(a, jnp.zeros_like(a)), new)
-    return jax.tree.map(pick, new, old)
-
-
-def _row_sum(tiles):
-    return _sum(tile.sum(axis=1) for tile in tiles)
-
-
-class _Weights:
-    """The recurrent weights, ``[gates * hidden, hidden]``, in tiles; read once if `resident`."""
-
-    def __init__(self, plan: KernelPlan, ref, resident: bool):
-        self.plan, self.matrix, self.tiles = plan, _Matrix(plan, ref, plan.hidden), None
-        if resident:
-            tiles, gates = range(plan.tiles), range(plan.cell.gates)
-            self.tiles = {
-                (g, k, j): self._read(g, k, j) for g in gates for k in tiles for j in tiles
-            }
-
-    def _read(self, g, k, j):
-        rows = k * self.plan.units + _range(self.plan.units)
-        short = (k + 1) * self.plan.units > self.plan.hidden
-        rows_in = rows < self.plan.hidden if short else None
-        rows = jnp.minimum(rows, self.plan.hidden - 1) if short else rows
-        return self.matrix.load(g * self.plan.hidden + rows, 0, j, rows_in)
-
-    def __call__(self, g, k, j):
-        return self.tiles[g, k, j] if self.tiles else self._read(g, k, j)
-
-
-def _products(plan: KernelPlan, weights: _Weights, h):
-    """``h W_g`` for every gate g: a list over gates of tiles."""
-    operands = [tile.astype(plan.dtype) for tile in h]
-    return [
-        [_sum(_dot(a, weights(g, k, j)) for k, a in enumerate(operands)) for j in range(plan.tiles)]
-        for g in range(plan.cell.gates)
-    ]
-
-
-def _by_tile(function, plan: KernelPlan, *lists):
-    """`function` of the lists' entries, tile by tile: lists over entries of tiles, turned about."""
-    found = [function(*([e[j] for e in entries] for entries in lists)) for j in range(plan.tiles)]
-    turn = lambda parts: [list(tiles) for tiles in zip(*parts, strict=True)]
-    if isinstance(found[0], tuple):
-        return tuple(turn(parts) for parts in zip(*found, strict=True))
-    return turn(found)
-
-
-def _vector(plan: KernelPlan, ref, block: int):
-    """A row of `hidden` values as tiles ``[1, units]``."""
-    matrix, row = _Matrix(plan, ref, plan.hidden), jnp.zeros(1, jnp.int32)
-    return [matrix.wide(row, block, j) for j in range(plan.tiles)]
-
-
-def _inputs(plan: KernelPlan, refs, at, live, first, flags):
-    """What the gates have from the inputs, the flag of the first step included (eq 3)."""
-    xs = _Matrix(plan, refs["xs"], plan.hidden)
-    add = lambda g, j: (
-        xs.wide(at, g, j, live)
-        + _where(first, jnp.broadcast_to(flags[g][j], (plan.lanes, plan.units)), 0)
-    )
-    return [[add(g, j) for j in range(plan.tiles)] for g in range(plan.cell.gates)]
 
 
 # --- Forward -------------------------------------------------------------------------------------
@@ -181,31 +52,31 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
     """
     cell, lanes, time = plan.cell, plan.lanes, plan.time
     tiles, leaves, gates = range(plan.tiles), range(cell.leaves), range(cell.gates)
-    program, lane = pl.program_id(0), _range(plan.lanes)
-    weights = _Weights(plan, refs["weights"], plan.resident)
-    flags = [_vector(plan, refs["flags"], g) for g in gates]
-    halt_weights, halt_bias = _vector(plan, refs["halt"], 0), _load(refs["halt_bias"], jnp.int32(0))
-    begin = _Matrix(plan, refs["state"], plan.hidden)
+    program, lane = pl.program_id(0), span(plan.lanes)
+    weights = Weights(plan, refs["weights"], plan.resident)
+    flags = [vector(plan, refs["flags"], g) for g in gates]
+    halt_weights, halt_bias = vector(plan, refs["halt"], 0), load(refs["halt_bias"], jnp.int32(0))
+    begin = Matrix(plan, refs["state"], plan.hidden)
     initial = lambda at, mask=None: [[begin.wide(at, l, j, mask) for j in tiles] for l in leaves]
     own = program * lanes + lane
     if resume:
         state, mean, total, n, position, left, taken = load_lanes(plan, refs, program)
     else:
         first = program * plan.queue + lane
-        sequence = _load(refs["sequence"], first)
+        sequence = load(refs["sequence"], first)
         state = initial(sequence)
         mean = jax.tree.map(jnp.zeros_like, state)
         total, n = jnp.zeros(lanes, jnp.float32), jnp.zeros(lanes, jnp.int32)
-        position, left = sequence * time, _load(refs["length"], first)
+        position, left = sequence * time, load(refs["length"], first)
         taken = jnp.int32(lanes)
 
     def iteration(carry):
         i, state, mean, total, n, position, left, taken = carry
         live, at = left > 0, jnp.minimum(position, plan.batch * time - 1)
-        x = _inputs(plan, refs, at, live, n == 0, flags)
+        x = inputs_of(plan, refs, at, live, n == 0, flags)
         n = n + 1
-        new, kept = _by_tile(cell.forward, plan, x, _products(plan, weights, state[-1]), state)
-        logit = _row_sum([h * w for h, w in zip(new[-1], halt_weights, strict=True)])
+        new, kept = by_tile(cell.forward, plan, x, products_of(plan, weights, state[-1]), state)
+        logit = row_sum([h * w for h, w in zip(new[-1], halt_weights, strict=True)])
         halt = jax.nn.sigmoid(logit + halt_bias)
         weight, last = halting_step(halt, total, n, max_steps=plan.max_steps, epsilon=plan.epsilon)
         result = jax.tree.map(lambda m, s: m + weight[:, None] * s, mean, new)
@@ -217,20 +88,20 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
             if not plan.again:
                 keep(plan, refs["kept"], row, kept)
             code = 4 * n + jnp.where(last, LAST, 0) + jnp.where(ended, ENDED, 0)
-            _store(refs["position"], row, jnp.where(live, position, -1))
-            _store(refs["code"], row, code)
-            _store(refs["weight"], row, weight)
+            store(refs["position"], row, jnp.where(live, position, -1))
+            store(refs["code"], row, code)
+            store(refs["weight"], row, weight)
         if emit:
-            outputs = _Matrix(plan, refs["outputs"], plan.hidden)
-            final = _Matrix(plan, refs["final"], plan.hidden)
+            outputs = Matrix(plan, refs["outputs"], plan.hidden)
+            final = Matrix(plan, refs["final"], plan.hidden)
             for j in tiles:
                 outputs.store(result[-1][j], at, 0, j, halted)
                 for l in leaves:
                     final.store(result[l][j], at // time, l, j, ended)
-            _store(refs["steps"], at, n, halted)
-            _store(refs["remainder"], at, weight, halted)
-        state = _where(live, _where(last, result, new), state)
-        mean = _where(last, jax.tree.map(jnp.zeros_like, result), result)
+            store(refs["steps"], at, n, halted)
+            store(refs["remainder"], at, weight, halted)
+        state = where(live, where(last, result, new), state)
+        mean = where(last, jax.tree.map(jnp.zeros_like, result), result)
         position = position + halted.astype(jnp.int32)
         left = left - halted.astype(jnp.int32)
         if plan.queue > lanes:
@@ -240,10 +111,10 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
             place = taken + before
             refill = ended & (place < plan.queue)
             place = program * plan.queue + jnp.minimum(place, plan.queue - 1)
-            sequence = _load(refs["sequence"], place)
+            sequence = load(refs["sequence"], place)
             position = jnp.where(refill, sequence * time, position)
-            left = jnp.where(refill, _load(refs["length"], place), left)
-            state = _where(refill, initial(sequence, refill), state)
+            left = jnp.where(refill, load(refs["length"], place), left)
+            state = where(refill, initial(sequence, refill), state)
             taken = taken + free.sum(dtype=jnp.int32)
         total = jnp.where(last, 0, total + halt)
         n = jnp.where(last, 0, n)
@@ -256,35 +127,24 @@ def advance(plan: KernelPlan, refs: dict, *, record: bool, resume: bool, emit: b
     carry = jnp.int32(0), state, mean, total, n, position, left, taken
     i, *registers = lax.while_loop(busy, iteration, carry)
     if record:
-        _store(refs["iterations"], program, i)
+        store(refs["iterations"], program, i)
     if "left_out" in refs:
         state, mean, *rest, taken = registers
         keep(plan, refs["lane_state_out"], own, state)
         keep(plan, refs["lane_mean_out"], own, mean)
         for name, value in zip(("total", "n", "place", "left"), rest, strict=True):
-            _store(refs[f"{name}_out"], own, value)
-        _store(refs["taken_out"], program, taken)
-
-
-def keep(plan: KernelPlan, ref, rows, blocks):
-    matrix = _Matrix(plan, ref, plan.width)
-    for b, tiles in enumerate(blocks):
-        for j, tile in enumerate(tiles):
-            matrix.store(tile, rows, b, j)
-
-
-def kept_tiles(plan: KernelPlan, ref, rows, blocks: int):
-    matrix = _Matrix(plan, ref, plan.width)
-    return [[matrix.wide(rows, b, j) for j in range(plan.tiles)] for b in range(blocks)]
+            store(refs[f"{name}_out"], own, value)
+        store(refs["taken_out"], program, taken)
 
 
 def load_lanes(plan: KernelPlan, refs: dict, program):
-    own = program * plan.lanes + _range(plan.lanes)
+    """The registers of the program's lanes, as `advance` left them at a segment's end."""
+    own = program * plan.lanes + span(plan.lanes)
     state, mean = (
         kept_tiles(plan, refs[name], own, plan.cell.leaves) for name in ("lane_state", "lane_mean")
     )
-    rest = [_load(refs[name], own) for name in ("total", "n", "place", "left")]
-    return state, mean, *rest, _load(refs["taken"], program)
+    rest = [load(refs[name], own) for name in ("total", "n", "place", "left")]
+    return state, mean, *rest, load(refs["taken"], program)
 
 
 # --- Backward ------------------------------------------------------------------------------------
@@ -301,13 +161,13 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
     """
     cell, lanes, time = plan.cell, plan.lanes, plan.time
     tiles, leaves, gates = range(plan.tiles), range(cell.leaves), range(cell.gates)
-    program, lane = pl.program_id(0), _range(lanes)
+    program, lane = pl.program_id(0), span(lanes)
     own = program * lanes + lane
-    transposed = _Weights(plan, refs["transposed"], plan.back_resident)
-    halt_weights = _vector(plan, refs["halt"], 0)
+    transposed = Weights(plan, refs["transposed"], plan.back_resident)
+    halt_weights = vector(plan, refs["halt"], 0)
     if plan.again:
-        weights = _Weights(plan, refs["weights"], False)
-        flags = [_vector(plan, refs["flags"], g) for g in gates]
+        weights = Weights(plan, refs["weights"], False)
+        flags = [vector(plan, refs["flags"], g) for g in gates]
     zeros = lambda count: [
         [jnp.zeros((lanes, plan.units), jnp.float32) for _ in tiles] for _ in range(count)
     ]
@@ -315,17 +175,17 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         d_state, d_mean = (
             kept_tiles(plan, refs[n], own, cell.leaves) for n in ("d_lane", "d_mean")
         )
-        d_x, d_last = kept_tiles(plan, refs["d_x"], own, cell.gates), _load(refs["d_last"], own)
+        d_x, d_last = kept_tiles(plan, refs["d_x"], own, cell.gates), load(refs["d_last"], own)
     else:
         d_state, d_mean, d_x = zeros(cell.leaves), zeros(cell.leaves), zeros(cell.gates)
         d_last = jnp.zeros(lanes, jnp.float32)
 
-    matrix = lambda name: _Matrix(plan, refs[name], plan.hidden)
+    matrix = lambda name: Matrix(plan, refs[name], plan.hidden)
     d_outputs, d_final, d_xs, d_begin = map(matrix, ("d_outputs", "d_final", "d_xs", "d_state"))
 
     def recorded(i):
         row = (program * plan.segment + i) * lanes + lane
-        return [_load(refs[name], row) for name in ("position", "code", "weight")]
+        return [load(refs[name], row) for name in ("position", "code", "weight")]
 
     def iteration(carry):
         i, (position, code, weight), d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias = carry
@@ -338,40 +198,38 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         at = jnp.maximum(position, 0)
         state = kept_tiles(plan, refs["states"], row, cell.leaves)
         if plan.again:
-            x = _inputs(plan, refs, at, live, first, flags)
-            products = _products(plan, weights, state[-1])
-            new, kept = _by_tile(cell.forward, plan, x, products, state)
+            x = inputs_of(plan, refs, at, live, first, flags)
+            products = products_of(plan, weights, state[-1])
+            new, kept = by_tile(cell.forward, plan, x, products, state)
         else:
             kept = kept_tiles(plan, refs["kept"], row, cell.kept)
-            new = _by_tile(cell.renew, plan, kept, state)
+            new = by_tile(cell.renew, plan, kept, state)
 
         # What was carried on after the last step was the mean; it went to the output too.
         given = [[d_final.wide(at // time, l, j, ended) for j in tiles] for l in leaves]
-        carried = _where(ended, given, d_state)
+        carried = where(ended, given, d_state)
         arrived = [d_outputs.wide(at, 0, j, last & live) for j in tiles]
         carried[-1] = [a + b for a, b in zip(carried[-1], arrived, strict=True)]
-        d_mean = _where(last, carried, d_mean)
-        d_weight = _sum(
-            _row_sum([m * s for m, s in zip(d_mean[l], new[l], strict=True)]) for l in leaves
+        d_mean = where(last, carried, d_mean)
+        d_weight = add_up(
+            row_sum([m * s for m, s in zip(d_mean[l], new[l], strict=True)]) for l in leaves
         )
         d_last = jnp.where(last, d_weight, d_last)
-        d_cost = _load(refs["d_remainder"], at, live)
+        d_cost = load(refs["d_remainder"], at, live)
         d_logit = halting_step_transpose(d_weight, d_last, d_cost, last) * weight * (1 - weight)
         d_logit = jnp.where(live, d_logit, 0)
-        d_new = jax.tree.map(
-            lambda d, m: d + weight[:, None] * m, _where(~last, d_state, 0), d_mean
-        )
+        d_new = jax.tree.map(lambda d, m: d + weight[:, None] * m, where(~last, d_state, 0), d_mean)
         d_new[-1] = [d + d_logit[:, None] * w for d, w in zip(d_new[-1], halt_weights, strict=True)]
-        moved = _by_tile(cell.backward, plan, kept, state, d_new)
-        dx, d_products, d_before = _where(live, moved, 0)
+        moved = by_tile(cell.backward, plan, kept, state, d_new)
+        dx, d_products, d_before = where(live, moved, 0)
         keep(plan, refs["d_products"], row, d_products)
         for g in gates:
             for k, d in enumerate(d_products[g]):
                 operand = d.astype(plan.dtype)
                 for j in tiles:
-                    d_before[-1][j] += _dot(operand, transposed(g, k, j))
+                    d_before[-1][j] += dot(operand, transposed(g, k, j))
 
-        d_x = jax.tree.map(jnp.add, _where(~last, d_x, 0), dx)
+        d_x = jax.tree.map(jnp.add, where(~last, d_x, 0), dx)
         begun = first & live
         for g in gates:
             for j in tiles:
@@ -379,12 +237,12 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         for l in leaves:
             for j in tiles:
                 d_begin.store(d_before[l][j], at // time, l, j, begun & (at % time == 0))
-        d_flags = jax.tree.map(jnp.add, d_flags, _where(first, dx, 0))
+        d_flags = jax.tree.map(jnp.add, d_flags, where(first, dx, 0))
         d_halt = [d + d_logit[:, None] * s for d, s in zip(d_halt, new[-1], strict=True)]
-        d_state = _where(live, d_before, d_state)
+        d_state = where(live, d_before, d_state)
         return i, ahead, d_state, d_mean, d_last, d_x, d_flags, d_halt, d_bias + d_logit
 
-    count = _load(refs["iterations"], program)
+    count = load(refs["iterations"], program)
     sums = zeros(cell.gates), zeros(1)[0], jnp.zeros(lanes, jnp.float32)
     carry = count, recorded(jnp.maximum(count - 1, 0)), d_state, d_mean, d_last, d_x, *sums
     carry = lax.while_loop(lambda carry: carry[0] > 0, iteration, carry)
@@ -393,11 +251,11 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
     total = lambda blocks: jax.tree.map(lambda tile: tile.sum(axis=0)[None], blocks)
     keep(plan, refs["d_flags"], here, total(d_flags))
     keep(plan, refs["d_halt"], here, total([d_halt]))
-    _store(refs["d_bias"], program, d_bias.sum())
+    store(refs["d_bias"], program, d_bias.sum())
     if "d_last_out" in refs:
         for name, value in (("d_lane", d_state), ("d_mean", d_mean), ("d_x", d_x)):
             keep(plan, refs[f"{name}_out"], own, value)
-        _store(refs["d_last_out"], own, d_last)
+        store(refs["d_last_out"], own, d_last)
 
 
 def weights(plan: KernelPlan, refs: dict):
@@ -410,19 +268,19 @@ def weights(plan: KernelPlan, refs: dict):
     units, lanes, count = plan.units, plan.lanes, plan.tuning.rows
     tile, split = pl.program_id(0), pl.program_id(1)
     gate, k, j = tile // plan.tiles**2, tile // plan.tiles % plan.tiles, tile % plan.tiles
-    states, d_products = (_Matrix(plan, refs[n], plan.width) for n in ("states", "d_products"))
+    states, d_products = (Matrix(plan, refs[n], plan.width) for n in ("states", "d_products"))
     output = plan.cell.leaves - 1
 
     def one_program(program, total):
-        used = _load(refs["iterations"], program) * lanes
+        used = load(refs["iterations"], program) * lanes
         begin = program * plan.segment * lanes
 
         def more(carry):
             row, total = carry
-            here = row + _range(count)
+            here = row + span(count)
             inside, at = here < used, begin + jnp.minimum(here, used - 1)
             h, d = states.load(at, output, k, inside), d_products.load(at, gate, j, inside)
-            return row + plan.splits * count, total + _dot(h, d, contract=(0, 0))
+            return row + plan.splits * count, total + dot(h, d, contract=(0, 0))
 
         # The shares begin with another row block for each program, so that all are alike.
         row = (split + program) % plan.splits * count
@@ -430,8 +288,8 @@ def weights(plan: KernelPlan, refs: dict):
 
     total = jnp.zeros((units, units), jnp.float32)
     total = lax.fori_loop(0, plan.programs, one_program, total)
-    rows = ((split * plan.cell.gates + gate) * plan.tiles + k) * units + _range(units)
-    _Matrix(plan, refs["d_weights"], plan.width).store(total, rows, 0, j)
+    rows = ((split * plan.cell.gates + gate) * plan.tiles + k) * units + span(units)
+    Matrix(plan, refs["d_weights"], plan.width).store(total, rows, 0, j)
 
 
 # --- Launching -----------------------------------------------------------------------------------
