@@ -285,7 +285,7 @@ def main(arguments=None):
             measure_rows(run, GROUPS[group](options.quick))
     run.record["wall_s"] = time.perf_counter() - run.began
     run.write()
-    print(f"{run.record['wall_s']:.0f} s of {options.seconds:.0f}: {run.out}")
+    print(f"{run.record['wall_s']:.0f} s of {options.seconds:.0f}: {run.out or 'not written'}")
 
 
 if __name__ == "__main__":
