@@ -31,7 +31,7 @@ from actjax._loop.kernel_tiles import (
     where,
 )
 from actjax._loop.rows import like_inputs, vary
-from actjax.halting import halting_step, halting_step_transpose
+from actjax.halting import halting_step
 
 LAST, ENDED = 1, 2  # bits of a record's code beside n: the step was an input's, a sequence's last
 
@@ -216,8 +216,9 @@ def retreat(plan: KernelPlan, refs: dict, *, resume: bool):
         )
         d_last = jnp.where(last, d_weight, d_last)
         d_cost = load(refs["d_remainder"], at, live)
-        d_logit = halting_step_transpose(d_weight, d_last, d_cost, last) * weight * (1 - weight)
-        d_logit = jnp.where(live, d_logit, 0)
+        # p^n = h^n before the last step, p^N = 1 - (h^1 + ... + h^{N-1}), and h^N only decides.
+        d_step = jnp.where(last, 0, d_weight - d_last - d_cost)
+        d_logit = jnp.where(live, d_step * weight * (1 - weight), 0)
         d_new = jax.tree.map(lambda d, m: d + weight[:, None] * m, where(~last, d_state, 0), d_mean)
         d_new[-1] = [d + d_logit[:, None] * w for d, w in zip(d_new[-1], halt_weights, strict=True)]
         moved = by_tile(cell.backward, plan, kept, state, d_new)
