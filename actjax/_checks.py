@@ -105,7 +105,12 @@ def check_arrays(name: str, tree: Any) -> None:
 
 
 def check_loop(loop: str, batch: Any, time: Any) -> None:
-    """Checks that the loop can take so many inputs."""
+    """Checks that the loop can take so many inputs, of a step of the caller's own."""
+    if loop == "kernel":
+        raise ValueError(
+            "loop must be 'while' or 'scan' for a step of one's own, as only ACT has kernels, "
+            "got 'kernel'."
+        )
     check_choice("loop", loop, ("while", "scan"))
     if loop == "scan":
         return

@@ -63,6 +63,7 @@ NEEDS = (
 def import_torch():
     """Returns the modules `torch` and `torch_peers`."""
     try:
+        import pytorch_adaptive_computation_time  # noqa: F401
         import torch
         import torch_peers
     except ModuleNotFoundError as error:

@@ -1,4 +1,7 @@
-"""What the benchmarks share: the time of one update, the machine it was taken on, the record."""
+"""What the benchmarks share: the time of one update, the machine it was taken on, the record.
+
+Imported before `actjax` and `experiments`, it lets both be found in a clone without installation.
+"""
 
 import argparse
 import json
@@ -13,11 +16,8 @@ from typing import Any
 
 import jax
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # of a clone
-
-from experiments.record import check_file, environment
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 def seconds_each(call, *, target: float = 0.15, repeats: int = 3) -> float:
@@ -54,6 +54,8 @@ def first_and_least(call, repeats: int) -> tuple[float, float, Any]:
 
 def new_file(name: str) -> pathlib.Path:
     """The type of an option `--out`: a file that cannot be written is refused before the work."""
+    from experiments.record import check_file
+
     try:
         check_file("out", pathlib.Path(name))
     except ValueError as error:
@@ -72,6 +74,8 @@ def make_parser(description: str, **counts: int) -> argparse.ArgumentParser:
 
 def write(out: pathlib.Path | None, arguments: dict[str, Any], **results: Any):
     """Writes the file `out`, if there is to be one: the results, and what gave them, and where."""
+    from experiments.record import environment  # here: a card's machine may lack what it needs
+
     script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
     command = shlex.join(["python", script, *sys.argv[1:]])
     arguments = {name: value for name, value in arguments.items() if name != "out"}

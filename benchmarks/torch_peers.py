@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from conformance import LIMITS, Result, flat
-from pytorch_adaptive_computation_time.models import AdaptiveCellWrapper
 from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
@@ -184,6 +183,8 @@ class Package(nn.Module):
     """
 
     def __init__(self, weights, *, cell: str, max_steps: int, epsilon: float, places: int = 0):
+        from pytorch_adaptive_computation_time.models import AdaptiveCellWrapper
+
         super().__init__()
         self.places = places
         if cell == "rnn" and not places:

@@ -5,6 +5,7 @@ So does the conformance table of `peers.py`, for this package: PyTorch is not ne
 
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -96,3 +97,42 @@ def test_peers_without_pytorch(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match=r"pip install 'torch>=2.5'.*--no-deps.*torch is missing"):
         peers.main(["--quick"])
+
+
+def test_accelerator(bench, tmp_path, capsys):
+    import accelerator
+    import kernel_check
+
+    out = tmp_path / "accelerator.json"
+    accelerator.main(["--quick", "--only", "small", "optimizer", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert {"device", "driver", "versions", "commit", "ceilings", "rows"} <= set(result)
+    rows = {(row["group"], row.get("way")): row for row in result["rows"]}
+    for way in accelerator.ALL:
+        row = rows["training", way]
+        assert "error" not in row and row["ms"] > 0 and row["launches_in_loops"]
+        assert way == "plain" or row["over_plain"] > 0
+    losses = [rows["training", way]["loss"] for way in ("while", "kernel")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert rows["optimizer", "learned"]["bytes_a_parameter"] == pytest.approx(640, rel=0.01)
+
+    out = tmp_path / "check.json"
+    kernel_check.main(["--check", "--tune", "--quick", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert [row["loop"] for row in result["check"]] == ["scan", "kernel"]
+    assert max(row["gradients"] for row in result["check"]) < 1e-5
+    assert [row["way"] for row in result["tune"]] == ["while", "default"]
+    assert not [row for row in result["tune"] if "error" in row]
+
+
+def test_benchmarks_run_from_a_clone():
+    """Where nothing is installed, a script must find the packages beside it before it asks."""
+    ways = {"sys.path.insert", "timing", "ponder", "card", "accelerator_rows"}
+    for path in BENCHMARKS.glob("*.py"):
+        if "__main__" not in path.read_text():
+            continue  # imported by others
+        statement = re.compile(r"^(?:from|import)? ?([\w.]+)", re.MULTILINE)
+        names = [match.group(1) for match in statement.finditer(path.read_text())]
+        own = [n for n, name in enumerate(names) if name.partition(".")[0] in ("actjax", "tests")]
+        own += [n for n, name in enumerate(names) if name.startswith("experiments")]
+        assert not own or ways.intersection(names[: min(own)]), path.name

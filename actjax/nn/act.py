@@ -14,7 +14,8 @@ from flax import nnx
 from actjax._checks import check_choice, check_like, check_limits, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
-from actjax.halting import FixedSteps, Ponder, Rule, halting_dtype
+from actjax.halting import FixedSteps, Graves, Ponder, Rule, halting_dtype
+from actjax.nn import kernel
 from actjax.nn.cells import Recurrent
 from actjax.nn.widths import cut_units, pad_units, wanted, widened
 
@@ -36,7 +37,8 @@ class ACT(Recurrent):
       rule: a `halting.Rule` in the place of Graves', as in `unroll`.
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
-      loop, lanes: as in `unroll`.
+      loop, lanes: as in `unroll`; or "kernel", the adaptive loop as one kernel each way, for cells
+        of Flax's own of up to 256 units: fast on a GPU, interpreted (slow) elsewhere.
       dtype: compute dtype of the cell, e.g. ``jnp.bfloat16``; halting stays in float32.
       rngs: `nnx.Rngs`.
 
@@ -64,9 +66,14 @@ class ACT(Recurrent):
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         check_limits(max_steps, epsilon)
-        check_choice("loop", loop, ("while", "scan"))
+        check_choice("loop", loop, ("while", "scan", "kernel"))
         if lanes is not None:
             check_positive("lanes", lanes)
+        refusal = kernel.kernel_supports(self.cell) if loop == "kernel" else None
+        if refusal:
+            raise ValueError(refusal)
+        if loop == "kernel" and not isinstance(rule, (Graves, type(None))):
+            raise ValueError(f"rule must be Graves for loop='kernel', got {rule!r}.")
         self.max_steps, self.epsilon, self.rule = max_steps, epsilon, rule
         self.loop, self.lanes = loop, lanes
         bias = nnx.initializers.constant(halt_bias)
@@ -93,22 +100,19 @@ class ACT(Recurrent):
           ValueError: an argument of the wrong shape, a cell that changes its variables when it is
             called (as `nnx.BatchNorm` does in training), or one that draws noise without `rngs`.
         """
-        wide = widened(self, wanted(self.hidden_features))
+        wide = None
+        if self.loop != "kernel":
+            wide = widened(self, wanted(self.hidden_features))
         if wide is not None:
             return _narrow(self, wide, xs, initial_state, lengths)
-        step, params, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
-        final, states, ponder = unroll(
-            step,
-            params,
-            state,
-            inputs,
-            max_steps=self.max_steps,
-            epsilon=self.epsilon,
-            rule=self.rule,
-            lengths=lengths,
-            loop=self.loop,
-            lanes=self.lanes,
-        )
+        prepared = self.prepare(xs, initial_state, self.halt, lengths, rngs)
+        options = {"max_steps": self.max_steps, "lengths": lengths, "lanes": self.lanes}
+        if self.loop == "kernel":
+            epsilon = self.epsilon if self.rule is None else self.rule.epsilon
+            return kernel.run(*prepared, kind=type(self.cell), epsilon=epsilon, **options)
+        options |= {"epsilon": self.epsilon, "rule": self.rule}
+        final, states, ponder = unroll(*prepared, loop=self.loop, **options)
+        step = prepared[0]
         return step.read(final)[0], step.read(states)[1], ponder
 
     def for_stream(self, xs) -> Prepared:

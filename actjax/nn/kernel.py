@@ -1,0 +1,94 @@
+"""``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from actjax._loop import kernel_cells as cells
+from actjax._loop.kernel import Network, kernel
+from actjax.nn.cells import CellStep
+
+MOST_UNITS = 256
+DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
+
+# Each of Flax's cells: what it computes, its input layers and its recurrent ones.
+_CELLS = {
+    nnx.SimpleCell: (cells.SIMPLE, ("dense_i",), ("dense_h",)),
+    nnx.GRUCell: (cells.GRU, ("dense_i",), ("dense_h",)),
+    nnx.OptimizedLSTMCell: (cells.LSTM, ("dense_i",), ("dense_h",)),
+    nnx.LSTMCell: (cells.LSTM, ("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")),
+}
+_ALLOWED = (
+    "a SimpleCell, GRUCell, LSTMCell or OptimizedLSTMCell of flax.nnx with its default functions, "
+    f"nnx.Linear layers and at most {MOST_UNITS} units in float32 or bfloat16"
+)
+
+
+def kernel_supports(cell: nnx.Module) -> str | None:
+    """Why ``loop="kernel"`` does not take a cell, as one sentence; None if it does.
+
+    Args:
+      cell: the cell itself, such as ``model.cell`` of an `ACT`.
+
+    >>> kernel_supports(nnx.GRUCell(3, 100, rngs=nnx.Rngs(0)))
+    >>> print(kernel_supports(nnx.GRUCell(3, 300, rngs=nnx.Rngs(0))).split(", got ")[1])
+    300 units.
+    """
+    found = _other(cell)
+    return None if found is None else f"cell must be {_ALLOWED} for loop='kernel', got {found}."
+
+
+def _other(cell: nnx.Module) -> str | None:
+    """What `cell` is, if it is none of those that are allowed."""
+    kind = type(cell)
+    if kind not in _CELLS:
+        return kind.__name__
+    if cell.hidden_features > MOST_UNITS:
+        return f"{cell.hidden_features} units"
+    functions = {"activation_fn": (nnx.tanh, jnp.tanh, lax.tanh)}
+    functions["gate_fn"] = (nnx.sigmoid, jax.nn.sigmoid, lax.logistic)
+    for name, known in functions.items():
+        given = getattr(cell, name, known[0])
+        if given not in known:
+            return f"{name}={getattr(given, '__name__', given)}"
+    if getattr(cell, "residual", False):
+        return "residual=True"
+    for name in (*_CELLS[kind][1], *_CELLS[kind][2]):
+        layer = getattr(cell, name)
+        if type(layer) is not nnx.Linear or layer.dot_general is not lax.dot_general:
+            return f"{name}={type(layer).__name__}"
+        dtypes = [layer.kernel.dtype] if layer.dtype is None else [layer.dtype]
+        for dtype in map(jnp.dtype, dtypes):
+            if dtype not in DTYPES:
+                return dtype.name
+    return None
+
+
+def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths, **options):
+    """Ponders what `Recurrent.prepare` has prepared: ``(carry, outputs, ponder)``.
+
+    Args:
+      step, params, state, inputs: as `prepare` gives them.
+      kind: the class of the cell.
+      lengths, options: as in `actjax._loop.kernel.kernel`.
+
+    Raises:
+      ValueError: inputs or a state that are not of float32 or bfloat16.
+    """
+    cell, flags, halt = params
+    what, _, recurrent = _CELLS[kind]
+    leaves, tree = jax.tree.flatten(state)
+    for name, leaf in (("xs", inputs), *(("initial_state", leaf) for leaf in leaves)):
+        if leaf.dtype not in DTYPES:
+            allowed = "of float32 or bfloat16 for loop='kernel'"
+            raise ValueError(f"{name} must be {allowed}, got {leaf.dtype.name}.")
+    layers = [getattr(cell, name) for name in recurrent]
+    weights = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+    biases = [layer.bias[...] for layer in layers if layer.bias is not None]
+    if biases:
+        inputs = inputs + jnp.concatenate(biases).astype(inputs.dtype)[None, None]
+    halting = halt.kernel[...][:, 0], halt.bias[...][0]
+    network = Network(inputs, flags, weights, *halting, leaves)
+    final, outputs, ponder = kernel(what, network, lengths, **options)
+    return step.read(tree.unflatten(final))[0], outputs, ponder
