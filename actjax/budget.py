@@ -7,7 +7,7 @@ until the network's ponder is there.
 
 A controller is a pair of pure functions over a small state, like an Optax transformation: it runs
 inside a compiled training step, under `vmap` over an ensemble, and its state is checkpointed with
-the rest. Read `state.tau`, take the training step with it, then `update` with the ponder measured:
+the rest. Read `state.tau`, take the training step with it, then `update` with the ponder measured::
 
     controller = hold(3.0)
     state = controller.init()

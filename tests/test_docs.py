@@ -1,5 +1,5 @@
-"""The README and the how-to pages do what they say: every block of Python runs, in order, and prints
-what the `text` block behind it shows.
+"""The README and the how-to pages do what they say: every block of Python runs, in order, and
+prints what the `text` block behind it shows.
 
 The tutorials are not here: the build of the documents executes them (`make docs`). A block that
 cannot run everywhere stands under `<!-- not run: REASON -->`. A `text` block is compared word for
@@ -11,10 +11,7 @@ import importlib.util
 import io
 import pathlib
 import re
-import subprocess
-import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,7 +29,7 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-NEEDS = {"equinox", "orbax"}  # pages' own imports that are not in the test extra everywhere
+NEEDS = {"equinox"}  # imports of pages that the extras for tests do not bring
 
 
 def blocks(page: pathlib.Path):
@@ -43,9 +40,10 @@ def blocks(page: pathlib.Path):
         yield line, found["language"], found["body"], found["note"] or ""
 
 
-def run_page(page: pathlib.Path) -> dict:
-    """Runs the blocks of a page in one namespace, compares what they print, and returns it."""
-    namespace, printed, line = {"__name__": "page"}, None, 0
+def run_page(page: pathlib.Path) -> list[str]:
+    """Runs the blocks of a page in one namespace; compares, and returns, what each prints."""
+    namespace, printed = {"__name__": "page"}, None
+    outputs = []
     for line, language, body, note in blocks(page):
         where = f"{page.relative_to(ROOT)}:{line}"
         if language == "text":
@@ -58,7 +56,8 @@ def run_page(page: pathlib.Path) -> dict:
             with contextlib.redirect_stdout(out):
                 exec(code, namespace)
             printed = out.getvalue()
-    return namespace
+            outputs.append(printed)
+    return outputs
 
 
 def compare(printed: str, shown: str, note: str, where: str):
@@ -74,18 +73,21 @@ def compare(printed: str, shown: str, note: str, where: str):
         assert off <= float(rtol[1]) * abs(float(there)), f"{where}: {printed}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages_do_what_they_say(page, tmp_path, monkeypatch):
-    text = page.read_text()
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_do_what_they_say(page, tmp_path, monkeypatch, quick_compilation):
     for name in NEEDS:
-        if re.search(rf"^(import|from) {name}\b", text, re.MULTILINE):
+        if re.search(rf"^(import|from) {name}\b", page.read_text(), re.MULTILINE):
             pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)  # where runs are written
-    namespace = run_page(page)
-    if page.name == "README.md":
-        steps, difficulty = namespace["ponder"], namespace["batch"].difficulty
-        del steps, difficulty
-    jax.clear_caches()
+    run_page(page)
+
+
+def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
+    """Whatever the processor makes of its numbers, harder inputs are pondered for longer."""
+    monkeypatch.chdir(tmp_path)
+    printed = run_page(ROOT / "README.md")[0]
+    levels = re.findall(r"bits: ([\d.]+) steps", printed)
+    assert float(levels[-1]) > 1.15 * float(levels[0])
 
 
 def test_compare_tells_outputs_apart():
@@ -119,8 +121,3 @@ def test_links_inside_the_repository_lead_somewhere(page):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
-
-
-def test_python_m_actjax_helps():
-    ran = subprocess.run([sys.executable, "-m", "actjax"], capture_output=True, text=True)
-    assert ran.returncode == 2 and "python -m experiments" in ran.stderr
