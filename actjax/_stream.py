@@ -39,7 +39,7 @@ class Result(NamedTuple):
       remainder: float ``[T]``, R of each input.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     outputs: np.ndarray
     steps: np.ndarray
     remainder: np.ndarray
@@ -102,7 +102,7 @@ def stream_batch(
 class _Open(NamedTuple):
     """A sequence that a lane is at work on."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     inputs: np.ndarray
     begun: int  # inputs that have been admitted
     length: int  # of them, those in the chunk at work

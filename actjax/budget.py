@@ -136,7 +136,7 @@ def hold(
       >>> float(controller.update(state, 2.5).tau)
       0.0
     """
-    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:
+    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:  # type: ignore[operator]
         raise ValueError(f"ponder budget is {ponder}; it must be above 2, the cost of one step")
     if not 0 < min_tau < max_tau:
         raise ValueError(f"min_tau is {min_tau}; it must be above 0 and below max_tau = {max_tau}")
@@ -206,6 +206,6 @@ def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
 
 
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
-    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:
+    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:  # type: ignore[operator]
         allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
         raise ValueError(f"{name} is {tau}; it must be {allowed}")

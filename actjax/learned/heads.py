@@ -31,7 +31,7 @@ GLOBAL_FEATURES = 6
 class HaltState(NamedTuple):
     """The posterior of a problem up to now; every field has the shape of a score, [...]."""
 
-    count: jax.Array  # int32: steps scored
+    count: jax.Array  # type: ignore[assignment] # int32: steps scored
     logit: jax.Array  # softmax: l_t. stick: log survival after t. graves: h_1 + ... + h_t
     log_total: jax.Array  # softmax: L_t = log sum exp(l). Others: unused, 0
     mass: jax.Array  # probability that computation has stopped by now
@@ -192,8 +192,8 @@ class Head(nnx.Module):
 
     def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
         """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""
-        x = jnp.concatenate([pooled, features]) if self.see_globals else pooled
-        if self.inner is not None:
+        x = jnp.concatenate([pooled, jnp.asarray(features)]) if self.see_globals else pooled
+        if self.inner is not None and self.inner_bias is not None:
             x = jnp.tanh(self.inner[...] @ x + self.inner_bias[...])
         return self.kernel[...] @ x + self.bias[...]
 

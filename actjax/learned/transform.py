@@ -21,7 +21,7 @@ class LSTMOptimizerState(NamedTuple):
     """State of `lstm_optimizer`."""
 
     memory: LSTMState
-    count: jax.Array  # int32: updates taken
+    count: jax.Array  # type: ignore[assignment] # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: set by such a gradient where nonfinite="halt"
 
@@ -32,7 +32,7 @@ class ACTOptimizerState(NamedTuple):
     memory: LSTMState
     posterior: HaltState  # over the halting step, up to now
     previous_loss: jax.Array  # nan before the first update
-    count: jax.Array  # int32: updates taken
+    count: jax.Array  # type: ignore[assignment] # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: from here on all updates are zero
 

@@ -16,6 +16,7 @@ from jax import Array, lax
 from actjax._checks import check_lengths, check_positive
 from actjax._layers import Layers
 from actjax.halting import Ponder
+from actjax.nn.cells import Recurrent
 
 
 class Decoded(NamedTuple):
@@ -61,7 +62,7 @@ class Seq2Seq(nnx.Module):
     ((2, 4, 8), (2, 7), (2, 11))
     """
 
-    def __init__(self, encoder: nnx.Module, decoder: nnx.Module):
+    def __init__(self, encoder: Recurrent, decoder: Recurrent):
         shape = lambda m: jax.tree.map(lambda leaf: leaf.shape, m.initial_state(1))
         if shape(encoder) != shape(decoder) or encoder.in_features != decoder.in_features:
             raise ValueError(

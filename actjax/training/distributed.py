@@ -67,6 +67,7 @@ def joined(
             f"coordinator is {coordinator!r}, but JAX finds no cluster that tells it the rest; "
             "give HOST:PORT of process 0, and process_id and num_processes"
         ) from error
+    assert watch.stdin is not None
     watch.stdin.write(b"\n")
     try:
         with contextlib.suppress(_Others):
@@ -99,7 +100,7 @@ def check(coordinator: str | None, process_id: int | None, num_processes: int | 
         raise ValueError(f"coordinator is {coordinator!r}; it must be HOST:PORT or {AUTO}")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes is {num_processes}; it must be at least 1")
-    if None not in given.values() and not 0 <= process_id < num_processes:
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id is {process_id}; it must be from 0 to num_processes - 1 = "
             f"{num_processes - 1}"

@@ -127,7 +127,7 @@ class RunFiles:
         check_alike(f"the checkpoints in {str(directory)!r}", self._step)
         first = jax.process_index() == 0
         self._metrics = MetricsFile(directory / METRICS, step=self._step) if first else None
-        self.seconds = self._metrics.seconds if first else 0.0
+        self.seconds = self._metrics.seconds if self._metrics else 0.0
 
     def restore(self, state: TrainState) -> TrainState:
         """The state of the newest checkpoint, or `state` where there is none."""
