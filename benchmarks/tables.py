@@ -209,7 +209,7 @@ def short(value: float) -> str:
 
 FRONT = (
     ("parity", "2", "parity: RNN 128, B 128, M 100"),
-    ("parity", "4", "the same, later in training"),
+    ("parity", "4", "the same, at more steps"),
     ("addition", "4", "addition: LSTM 512, B 32, T 5, M 20"),
     ("text", "4", "text: GRU 128, B 64, T 50, M 20"),
     ("text-lstm", "2", "text: LSTM 512, B 16, T 100, M 20"),

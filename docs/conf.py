@@ -26,7 +26,11 @@ html_theme = "sphinx_book_theme"
 html_title = "actjax"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],
+}
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
