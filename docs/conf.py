@@ -46,7 +46,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the kernels inherit it
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature has them, the text has the shapes
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -86,7 +86,13 @@ def check_public_names(app, env):
                 logger.warning("%s.%s is public and on no page of docs/api", module, name)
 
 
+def skip_fields(app, what, name, obj, skip, options):
+    """The fields of a record stand in its signature and under Attributes, in words."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", list_external_links)
     app.connect("env-check-consistency", check_public_names)
     app.connect("build-finished", finish)
