@@ -1,5 +1,6 @@
 """How the documents are built: `make docs`, which is sphinx-build with warnings as errors."""
 
+import hashlib
 import importlib
 import os
 import pathlib
@@ -35,9 +36,11 @@ html_theme_options = {
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
-# The tutorials are executed here and nowhere else, once for each version of their text.
+# The tutorials are executed here alone, once for each state of their code and of the library.
+sources = sorted(pathlib.Path(actjax.__file__).parent.rglob("*.py"))
+library = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / ".jupyter_cache")
+nb_execution_cache_path = str(pathlib.Path(__file__).parent / f"_build/executed/{library}")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "remove-warn"
@@ -45,7 +48,7 @@ nb_merge_streams = True
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the kernels inherit it
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the signature has them, the text has the shapes
+autodoc_typehints = "none"  # the text has types and shapes
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -69,7 +72,7 @@ def list_external_links(app, doctree):
 
 
 def finish(app, error):
-    """Writes the list of external links, and warns of public names that no page documents."""
+    """Writes the list of external links."""
     if error:
         return
     links = sorted({link for found in app.env.external_links.values() for link in found})
