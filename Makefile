@@ -1,10 +1,22 @@
-# `make demo` and `make test` do everything from a bare clone: environment, install, job.
+# Everything from a bare clone: environment, install, job. `make` alone lists what there is.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+DOCS   := $(VENV)/.docs
 
-.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types docs wheel bench clean
+
+help:
+	@echo "make demo    the main job on the data in the repository, with figures (9 minutes of two cores)"
+	@echo "make test    all tests (a quarter of an hour)"
+	@echo "make lint    ruff: rules and format"
+	@echo "make types   mypy over the library and a script of a user's"
+	@echo "make docs    the documents, tutorials executed: docs/_build/html/index.html (3 minutes)"
+	@echo "make wheel   a wheel, installed into a bare environment and tried there"
+	@echo "make bench   the benchmark of the loops"
+	@echo "make clean   removes what these have made, runs aside"
 
 demo: $(READY)
 	$(BIN)/python -m experiments demo
@@ -20,6 +32,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(DOCS)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+wheel: $(READY)
+	$(BIN)/python tests/wheel.py
+
 bench: $(READY)
 	$(BIN)/python benchmarks/ponder.py
 
@@ -29,5 +51,9 @@ $(READY): setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[experiments,test]'
 	touch $(READY)
 
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $(DOCS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build

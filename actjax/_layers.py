@@ -23,7 +23,7 @@ class Layers(NamedTuple):
     """
 
     states: Any
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     top: Any = None
 
     @property

@@ -42,7 +42,7 @@ class Result(NamedTuple):
       state: what the model carries after the last input, without the batch axis: its final state.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     outputs: Any
     steps: np.ndarray
     remainder: np.ndarray
@@ -111,7 +111,7 @@ def stream_batch(model: Streamable, sequences: Iterable[Any], **options) -> list
 class _Open(NamedTuple):
     """A sequence that a lane is at work on."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     inputs: list  # leaves [T, ...]
     begun: int  # inputs that have been admitted
     length: int  # of them, those in the chunk at work

@@ -7,7 +7,7 @@ until the network's ponder is there.
 
 A controller is a pair of pure functions over a small state, like an Optax transformation: it runs
 inside a compiled training step, under `vmap` over an ensemble, and its state is checkpointed with
-the rest. Read `state.tau`, take the training step with it, then `update` with the ponder measured:
+the rest. Read `state.tau`, take the training step with it, then `update` with the ponder measured::
 
     controller = hold(3.0)
     state = controller.init()
@@ -138,7 +138,7 @@ def hold(
       >>> float(controller.update(state, 2.5).tau)
       0.0
     """
-    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:
+    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:  # type: ignore[operator]
         raise ValueError(f"ponder must be above 2, the cost of one step, got {ponder!r}.")
     if not 0 < min_tau < max_tau:
         raise ValueError(
@@ -211,6 +211,6 @@ def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
 
 
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
-    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:
+    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:  # type: ignore[operator]
         allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
         raise ValueError(f"{name} must be {allowed}, got {tau!r}.")

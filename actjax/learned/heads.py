@@ -193,8 +193,8 @@ class Head(nnx.Module):
 
     def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
         """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""
-        x = jnp.concatenate([pooled, features]) if self.see_globals else pooled
-        if self.inner is not None:
+        x = jnp.concatenate([pooled, jnp.asarray(features)]) if self.see_globals else pooled
+        if self.inner is not None and self.inner_bias is not None:
             x = jnp.tanh(self.inner[...] @ x + self.inner_bias[...])
         return self.kernel[...] @ x + self.bias[...]
 

@@ -76,7 +76,7 @@ class CoordinatewiseLSTM(nnx.Module):
 
         forget = jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), hidden_features)[:, None]
         # A layer's columns: its inputs, its own hidden state, the bias (1 for the forget gate).
-        self.kernels = nnx.List()
+        self.kernels: nnx.List[nnx.Param] = nnx.List()
         for size in [inputs] + [hidden_features] * (layers - 1):
             weights = uniform(4 * hidden_features, size + hidden_features)
             self.kernels.append(nnx.Param(jnp.concatenate([weights, forget], axis=1)))

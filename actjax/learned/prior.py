@@ -125,7 +125,7 @@ class HorizonPrior:
         return float(np.exp(self._log_horizon()) @ (index + self.first_step))
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draw T by inverting its distribution function in closed form: int32 [*shape].
+        """Draw T by inverting its distribution function in closed form: int32 of `shape`.
 
         With x = a^n, P(T <= n) = (1 - x)(1 - a x) is a quadratic in x; each of its two stable
         solutions is used where it loses no digits.

@@ -34,7 +34,7 @@ class LSTMOptimizerState(NamedTuple):
     """State of `lstm_optimizer`."""
 
     memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
-    count: jax.Array  # int32: updates taken
+    count: jax.Array  # type: ignore[assignment] # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: set by such a gradient where nonfinite="halt"
 
@@ -45,7 +45,7 @@ class ACTOptimizerState(NamedTuple):
     memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
     posterior: HaltState  # over the halting step, up to now
     previous_loss: jax.Array  # 0 before the first update
-    count: jax.Array  # int32: updates taken
+    count: jax.Array  # type: ignore[assignment] # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: from here on all updates are zero
 

@@ -67,7 +67,7 @@ def transmission(
     count = below.count if attend == "all" else jnp.minimum(below.count, n)
     states, tree = jax.tree.flatten(below.states)
     attended = _attend_masked if masked else _attend
-    return tree.unflatten(attended(leaf, attention, query, layer, states, count))
+    return jax.tree.unflatten(tree, attended(leaf, attention, query, layer, states, count))
 
 
 def _attend_masked(leaf, attention, query, layer, states, count):

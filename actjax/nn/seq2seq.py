@@ -17,6 +17,7 @@ from actjax._checks import check_lengths, check_positive, check_unshared
 from actjax._layers import Layers
 from actjax._loop.rows import last_inputs
 from actjax.halting import Ponder
+from actjax.nn.cells import Recurrent
 from actjax.nn.noise import fold
 
 
@@ -63,7 +64,7 @@ class Seq2Seq(nnx.Module):
     ((2, 4, 8), (2, 7), (2, 11))
     """
 
-    def __init__(self, encoder: nnx.Module, decoder: nnx.Module):
+    def __init__(self, encoder: Recurrent, decoder: Recurrent):
         shape = lambda m: jax.tree.map(lambda leaf: leaf.shape, m.initial_state(1))
         if shape(encoder) != shape(decoder) or encoder.in_features != decoder.in_features:
             raise ValueError(

@@ -67,6 +67,7 @@ def joined(
             f"coordinator is {coordinator!r}, but JAX finds no cluster that tells it the rest; "
             "give HOST:PORT of process 0, and process_id and num_processes"
         ) from error
+    assert watch.stdin is not None
     watch.stdin.write(b"\n")
     try:
         with contextlib.suppress(_Others):
@@ -101,7 +102,7 @@ def check(coordinator: str | None, process_id: int | None, num_processes: int | 
         raise ValueError(f"coordinator must be HOST:PORT or {AUTO}, got {coordinator!r}.")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be at least 1, got {num_processes}.")
-    if None not in given.values() and not 0 <= process_id < num_processes:
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id must be from 0 to num_processes - 1 = {num_processes - 1}, "
             f"got {process_id}."

@@ -226,7 +226,7 @@ class _History:
 
 def _column(values: np.ndarray, members: np.ndarray, size: int) -> list[float | None]:
     """One value for each of `size` members, None for those that are not among `members`."""
-    column = [None] * size
+    column: list[float | None] = [None] * size
     for member, value in zip(members, values, strict=True):
         column[member] = plain(value)
     return column

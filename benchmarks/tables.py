@@ -1,8 +1,17 @@
-"""Writes the tables of `benchmarks/results/*.json` into the README, between its markers."""
+"""Writes the tables of `benchmarks/results/*.json` into the pages that show them.
 
+    python benchmarks/tables.py            docs/benchmarks.md, and the one table of README.md
+    python benchmarks/tables.py --check    changes nothing; fails where a page is not what JSON says
+
+A page holds `<!-- table: KIND -->` and `<!-- /table -->`; what stands between them is written here.
+"""
+
+import argparse
 import json
 import pathlib
 import re
+import sys
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARIES = "jax", "flax", "torch"
@@ -28,14 +37,14 @@ def ponder(results: dict) -> str:
             at = {row["contender"]: row for row in rows if row["level"] == level}
             loops = {who: row for who, row in at.items() if who.startswith("while")}
             best = min(loops, key=lambda who: loops[who]["train_ms"])
-            every = ", ".join(f"{loops[who]['train_ms']:.3g}" for who in loops)
+            every = ", ".join(short(loops[who]["train_ms"]) for who in loops)
             lanes = "/".join(re.search(r"\d+", who)[0] for who in loops)
             row = loops[best]
             others = [at[who]["train_ms"] for who in ("scan", "scan+cond", "nested while")]
             cells = [name, f"{row['mean_ponder']:.2f}"]
-            cells += [f"**{row['train_ms']:.3g}** ({every} at {lanes})"]
-            cells += [f"{value:.3g}" for value in others]
-            cells += [f"{row['mean_ponder'] * plain['train_ms']:.3g}", f"{row['floor_ms']:.3g}"]
+            cells += [f"**{short(row['train_ms'])}** ({every} at {lanes})"]
+            cells += [short(value) for value in others]
+            cells += [short(row["mean_ponder"] * plain["train_ms"]), short(row["floor_ms"])]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n" + "\n".join(lines)
 
@@ -108,10 +117,10 @@ def peers(results: dict) -> str:
         each = [row for row in own if row["contender"].endswith("each")]
         package = at["PyPI package"]
         cells = [place[0], f"{own[0]['mean_ponder']:.2f}"]
-        cells += [f"{min(row['train_ms'] for row in rows):.3g}" for rows in (own, each)]
-        cells += [f"{at[form]['train_ms']:.3g}" for form in forms]
-        cells += [f"{package['train_ms']:.3g} ({package['mean_ponder']:.2f})"]
-        cells += [f"{at['matrix products alone']['train_ms']:.3g}", f"**{figure['value']:.2f}**"]
+        cells += [short(min(row["train_ms"] for row in rows)) for rows in (own, each)]
+        cells += [short(at[form]["train_ms"]) for form in forms]
+        cells += [f"{short(package['train_ms'])} ({package['mean_ponder']:.2f})"]
+        cells += [short(at["matrix products alone"]["train_ms"]), f"**{figure['value']:.2f}**"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n" + "\n".join([*lines, "", *conformance(results["conformance"])])
 
@@ -141,6 +150,70 @@ def conformance(rows: list[dict]) -> list[str]:
     return lines
 
 
+def processes(results: dict) -> str:
+    """Sequences a second of one process, of two that train together, and of two apart."""
+    lines = ["\n| setting | | ms an update | sequences a second | over one |", "|" + "---|" * 5]
+    for row in results["rows"]:
+        rate = f"{row['sequences_per_second']:,.0f}" if "sequences_per_second" in row else ""
+        over = f"{row['over_one']:.2f}" if "over_one" in row else ""
+        cells = row["setting"], row["name"], short(row["ms"]), rate, over
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def learned(results: dict) -> str:
+    """A meta-update, a step of the learned optimizer beside Adam's, and the bound."""
+    update = results["meta_update"]
+    lines = [
+        f"\nA meta-update takes {update['actjax']['min_ms']:.1f} ms "
+        f"({update['sharded']['min_ms']:.1f} on {update['sharded']['devices']} devices), "
+        f"{update['plain']['min_ms']:.1f} as the plain scan.\n",
+        "| parameters | a step of the LSTM optimizer, ms | of Adam, ms |",
+        "|" + "---|" * 3,
+    ]
+    for row in results["optimizer_step"]:
+        times = short(row["lstm"]["min_ms"]), short(row["adam"]["min_ms"])
+        lines.append(f"| {row['parameters']:,} | {times[0]} | {times[1]} |")
+    lines += ["\n| horizon of the bound | O(H), ms | the double sum, ms |", "|" + "---|" * 3]
+    for row in results["elbo"]:
+        double = short(row["double_sum"]["min_ms"]) if "double_sum" in row else ""
+        lines.append(f"| {row['horizon']:,} | {short(row['linear']['min_ms'])} | {double} |")
+    return "\n".join(lines)
+
+
+def front(results: dict) -> str:
+    """The one table of the README: what an adaptive step costs beside the other ways."""
+    titles = "a training step, ms", "mean N", "actjax", "masked scan", "scan + cond"
+    titles += ("N × the plain RNN",)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for name, level, words in FRONT:
+        rows = [row for row in results["rows"] if row["setting"] == name]
+        plain = next(row for row in rows if row["contender"] == "plain")
+        at = {row["contender"]: row for row in rows if row["level"] == level}
+        best = min(
+            (row for who, row in at.items() if who.startswith("while")),
+            key=lambda row: row["train_ms"],
+        )
+        times = [at[who]["train_ms"] for who in ("scan", "scan+cond")]
+        times.append(best["mean_ponder"] * plain["train_ms"])
+        cells = [words, f"{best['mean_ponder']:.2f}", f"**{short(best['train_ms'])}**"]
+        cells += [short(value) for value in times]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short(value: float) -> str:
+    """Three figures of a number, without an exponent."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+FRONT = (
+    ("parity", "2", "parity: RNN 128, B 128, M 100"),
+    ("parity", "4", "the same, at more steps"),
+    ("addition", "4", "addition: LSTM 512, B 32, T 5, M 20"),
+    ("text", "4", "text: GRU 128, B 64, T 50, M 20"),
+    ("text-lstm", "2", "text: LSTM 512, B 16, T 100, M 20"),
+)
 TABLES = {
     "ponder": (
         ponder,
@@ -151,32 +224,56 @@ TABLES = {
     "peers": (peers, "ACT in PyTorch beside this package: a training step in ms"),
     "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
+    "processes": (processes, "Training in one process and in two that train together"),
+    "learned": (learned, "Learned optimizers"),
 }
 
 
-def main() -> None:
-    readme, parts = ROOT / "README.md", []
-    for kind, (table, title) in TABLES.items():
-        for path in sorted((ROOT / "benchmarks/results").glob(f"{kind}-*.json")):
-            results = json.loads(path.read_text())
-            known = results["versions"]
-            versions = ", ".join(f"{k} {known[k]}" for k in LIBRARIES if k in known)
-            machine = (
-                f"{results['cores']} cores of {results['cpu']}"
-                if "cpu" in results
-                else (results["device"])
-            )
-            parts.append(
-                f"{title}, on {machine}, {versions}: `{results['command']}`, "
-                f"[{path.name}](benchmarks/results/{path.name}).\n" + table(results)
-            )
-    text = re.sub(
-        r"<!-- benchmark -->.*<!-- /benchmark -->",
-        lambda _: "<!-- benchmark -->\n" + "\n\n".join(parts) + "\n<!-- /benchmark -->",
-        readme.read_text(),
+def captioned(kind: str) -> str:
+    """The tables of all machines for one kind of benchmark, each with what it was run on."""
+    table, title = TABLES[kind]
+    parts = []
+    for path in sorted((ROOT / "benchmarks/results").glob(f"{kind}-*.json")):
+        results = json.loads(path.read_text())
+        known, machine = results["versions"], results | results.get("machine", {})
+        versions = ", ".join(f"{k} {known[k]}" for k in LIBRARIES if k in known)
+        where = f"{machine['cores']} cores of {machine['cpu']}" if "cpu" in machine else None
+        parts.append(
+            f"{title}, on {where or machine['device']}, {versions}: `{results['command']}`, "
+            f"[{path.name}](../benchmarks/results/{path.name}).\n" + table(results)
+        )
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, Callable[[str], str]] = {
+    "docs/benchmarks.md": captioned,
+    "README.md": lambda kind: front(
+        json.loads((ROOT / f"benchmarks/results/{kind}-cpu.json").read_text())
+    ),
+}
+
+
+def rewritten(page: str) -> str:
+    """The text of a page with its tables as the results have them now."""
+    return re.sub(
+        r"(<!-- table: (\S+) -->\n).*?(<!-- /table -->)",
+        lambda found: f"{found[1]}{PAGES[page](found[2]).strip()}\n{found[3]}",
+        (ROOT / page).read_text(),
         flags=re.DOTALL,
     )
-    readme.write_text(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    check = parser.parse_args(argv).check
+    for page in PAGES:
+        text = rewritten(page)
+        if text == (ROOT / page).read_text():
+            continue
+        if check:
+            sys.exit(f"{page} is not what the results say: run python benchmarks/tables.py")
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
