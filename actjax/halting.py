@@ -305,7 +305,7 @@ class AtLeast:
 
 def halting_dtype(dtype) -> jnp.dtype:
     """The dtype in which halting is computed for a network of `dtype`: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def halting_step(
