@@ -254,7 +254,7 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more, chunk: int):
 def _carry_layers(plan: Plan, data: Data, outputs: Outputs, was: Lanes, admitted, new) -> Outputs:
     """What the first input of an admitted chunk finds below: what the last one before it left."""
     begin = jnp.arange(plan.batch) * (plan.time + 1)
-    end = plan.output_row(was.position - 1)  # of the chunk before
+    end = plan.output_row(was.position)  # of the chunk before
 
     def carried(leaf, first):
         rows = jnp.where(per_row(new, first), first.astype(leaf.dtype), leaf[end])

@@ -1,8 +1,8 @@
 """One iteration of the adaptive loop, forward and transposed. No loops.
 
 Forward, every lane takes one ponder step on its own input; backward, the same iteration is undone
-from its record. Rows never meet, so an idle lane may compute what it likes: nothing it does is
-written, and no cotangent enters it.
+from its record. An idle lane computes too. Nothing it does is written, but a cotangent of zero that
+meets an infinite derivative is NaN, so what it is given is safe: its last input and state.
 """
 
 from typing import Any, NamedTuple
@@ -184,8 +184,8 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     pairs = zip(new, lanes.state, strict=True)
     state = merge([a if is_float(a) else select(live, a, b) for a, b in pairs], state)
 
-    position = lanes.position + halted.astype(jnp.int32)
     left = lanes.left - halted.astype(jnp.int32)
+    position = lanes.position + (halted & (left > 0)).astype(jnp.int32)
     taken = lanes.taken
     if plan.queued:
         free = halted & (left == 0)
@@ -199,7 +199,7 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     lanes = Lanes(
         position,
         left,
-        n=jnp.where(last, 0, n),
+        n=jnp.where(last | ~live, 0, n),
         registers=registers,
         state=state,
         mean=mean,
@@ -227,9 +227,9 @@ def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[
     mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
     result = _with_averaged(plan, new, cast(mean, terms))
     state = select(live, select(last, result, new) if mean else new, state)
-    start = plan.rule.start(jnp.zeros_like(halt))
-    registers = select(last, start, registers)
-    return (registers, state, select(last, zeros(mean), mean)), (result, weight, extra)
+    anew, blank_registers = last | ~live, plan.rule.start(jnp.zeros_like(halt))
+    registers = select(anew, blank_registers, registers)
+    return (registers, state, select(anew, zeros(mean), mean)), (result, weight, extra)
 
 
 def emit(plan: Plan, data: Data, outputs: Outputs, emitted: Emitted) -> Outputs:
