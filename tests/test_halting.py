@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from actjax import Ponder, halting_weights
+from actjax.halting import halting_dtype
 from tests import reference
 
 EPSILON = 0.01
@@ -66,3 +67,9 @@ def test_bfloat16_is_summed_in_float32():
     rule = halting_weights(jnp.full(300, 0.004, jnp.bfloat16))
     assert rule.weights.dtype == jnp.float32
     assert rule.steps == np.ceil(0.99 / float(jnp.bfloat16(0.004)))
+
+
+def test_the_dtype_of_halting_needs_no_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        found = [halting_dtype(d) for d in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)]
+    assert found == [jnp.float32, jnp.float32, jnp.float32, jnp.float64]

@@ -43,7 +43,7 @@ from actjax._loop.lanes import (
 from actjax._loop.once import differentiated_once
 from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
-from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, unwritten, vary
+from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
 from actjax.halting import Ponder, halting_dtype
 
 
@@ -131,7 +131,7 @@ def _adaptive_forward(plan: Plan, floats, others):
         return count + 1, j, lanes, outputs, kept, checkpoints
 
     lanes = start(plan, data, zero)
-    buffer = lambda count, like: unwritten(zero, (count, *like.shape), like.dtype)
+    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)
     laid = kept_pack(plan)
     kept = list(map(partial(buffer, plan.segment), laid.shapes))
     checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
@@ -141,7 +141,7 @@ def _adaptive_forward(plan: Plan, floats, others):
     else:
         carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
     count, j, lanes, outputs, kept, checkpoints = carry
-    if plan.late is not None:
+    if plan.late is not None and not plan.late.finite_at_zero:
         # The last chunk is filled up with rows that give no NaN by cotangents of zero.
         row = _read(kept, j - 1)
         unfilled = lambda carry: carry[0] % plan.chunk != 0

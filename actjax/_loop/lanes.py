@@ -227,9 +227,8 @@ def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[
     mean = [m + scale(weight, s.astype(m.dtype)) for m, s in zip(mean, terms, strict=True)]
     result = _with_averaged(plan, new, cast(mean, terms))
     state = select(live, select(last, result, new) if mean else new, state)
-    start = plan.rule.start(jnp.zeros_like(halt))
-    anew = last | ~live
-    registers = select(anew, start, registers)
+    anew, blank_registers = last | ~live, plan.rule.start(jnp.zeros_like(halt))
+    registers = select(anew, blank_registers, registers)
     return (registers, state, select(anew, zeros(mean), mean)), (result, weight, extra)
 
 

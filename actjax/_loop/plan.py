@@ -14,6 +14,7 @@ from actjax._loop.transpose import SplitStep
 from actjax.halting import Rule, halting_dtype
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
+_LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would be felt
 _SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
 _SEGMENT_BYTES = 1 << 28  # and the memory that this may take, on a CPU
@@ -136,8 +137,9 @@ def make_plan(
             min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
         )
     segment = min(segment, bound)
-    # A chunk of a run of one step an input is full: blank rows cost as much as others.
-    chunk = min(max(1, _LATE_ROWS // lanes), math.ceil(batch * time / lanes), segment)
+    chunk = min(max(1, _LATE_ROWS // lanes), segment)
+    if sum(leaf.size for leaf in data.weights) >= _LARGE:
+        chunk = min(chunk, math.ceil(batch * time / lanes))  # full after one step an input
     segment = math.ceil(segment / chunk) * chunk
     late = None
     if split.by_rows:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from actjax._loop.devices import by_device
 
@@ -135,17 +134,6 @@ def _numbers(leaf) -> jax.Array:
 
 def blank(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:
     return jnp.broadcast_to(zero.astype(dtype), shape)
-
-
-def unwritten(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:
-    """A buffer that nobody reads before it is written, with whatever is there.
-
-    On a CPU filling one costs as much as a product, for most in page faults. Elsewhere it costs
-    little, and XLA partitions zeros better.
-    """
-    if jax.default_backend() != "cpu" or jax.config.jax_debug_nans:
-        return blank(zero, shape, dtype)
-    return vary(lax.empty(tuple(shape), dtype), zero)
 
 
 def cast(tree: Any, like: Any) -> Any:

@@ -82,7 +82,7 @@ def masked_scan(step, params, state, xs, lengths, *, max_steps, rule):
             blank(zero, s.shape, halting_dtype(s.dtype)) if is_mean else s
             for s, is_mean in zip(leaves, means, strict=True)
         ]
-        carry = state, results, _start(rule, live, blank(zero, live.shape, dtype))
+        carry = state, results, _start(rule, live, zero, dtype)
         carry, _ = lax.scan(one_step, carry, length=max_steps)
         _, results, halting = carry
         new = tree.unflatten(cast(results, leaves))
@@ -103,12 +103,12 @@ class _Halting(NamedTuple):
     running: jax.Array
 
 
-def _start(rule, live, zero) -> _Halting:
-    registers = rule.start(zero)
-    n = zero.astype(jnp.int32)
-    _, weight, extra = jax.eval_shape(rule.update, registers, n, zero, live)
-    like = lambda leaf: blank(zero.ravel()[:1].sum(), leaf.shape, leaf.dtype)
-    return _Halting(registers, n, like(weight), jax.tree.map(like, extra), live)
+def _start(rule, live, zero, dtype) -> _Halting:
+    none, steps = blank(zero, live.shape, dtype), blank(zero, live.shape, jnp.int32)
+    registers = rule.start(none)
+    _, weight, extra = jax.eval_shape(rule.update, registers, steps, none, live)
+    like = lambda leaf: blank(zero, leaf.shape, leaf.dtype)
+    return _Halting(registers, steps, like(weight), jax.tree.map(like, extra), live)
 
 
 def _halt(rule, halting: _Halting, n, halt, max_steps: int) -> tuple[_Halting, jax.Array]:
@@ -161,7 +161,7 @@ def masked_scan_layers(step, params, layers: Layers, xs, lengths, *, rule):
             halting, _ = _halt(rule, halting, row_n, halt.astype(dtype), max_layers)
             return (select(halting.running, new, current), states, halting), None
 
-        halting = _start(rule, live, blank(zero, live.shape, dtype))
+        halting = _start(rule, live, zero, dtype)
         carry = before.deepest, zeros(before.states), halting
         carry, _ = lax.scan(one_step, carry, jnp.arange(1, max_layers + 1))
         _, states, halting = carry

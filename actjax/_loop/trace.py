@@ -14,6 +14,8 @@ CHEAP = frozenset(
 )
 # Arithmetic that makes equal rows of equal rows, where each row comes first and stays what it is.
 _ROW_BY_ROW = CHEAP - {"iota"} | frozenset("div exp log tanh logistic sqrt rsqrt pow".split())
+# Arithmetic that is finite, with zeros for its arguments.
+_FINITE_AT_ZERO = CHEAP | frozenset("dot_general reduce_sum exp tanh logistic sin cos".split())
 _CALLS = frozenset(("jit", "pjit", "closed_call"))
 
 
@@ -122,3 +124,9 @@ def _jaxprs(eqn) -> list:
     """The jaxprs among an equation's parameters."""
     found = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(eqn.params.values()))]
     return [jaxpr for jaxpr in found if hasattr(jaxpr, "eqns")]
+
+
+def finite_at_zero(eqn) -> bool:
+    """Whether an equation gives finite numbers for arguments of zero."""
+    positive = eqn.primitive.name != "integer_pow" or eqn.params["y"] >= 0
+    return positive and eqn.primitive.name in _FINITE_AT_ZERO

@@ -47,6 +47,7 @@ from actjax._loop.trace import (
     all_reads,
     evaluate,
     evaluate_inlined,
+    finite_at_zero,
     is_variable,
     reads,
     regroup,
@@ -71,6 +72,8 @@ class SplitStep:
     Attributes:
       residuals, pending: shapes and dtypes of what is kept at every iteration.
       by_rows: whether `late` may be given the rows of many iterations as one batch.
+      finite_at_zero: whether `late` may be given rows that were never written, zeros. Elsewhere
+        their cotangents of zero may meet an infinity, as where it divides by a residual.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class SplitStep:
         read_late = all_reads(self._late, self._d_weights)
         batched = [v for v in self._residuals if v in read_late] + self._pending
         self.by_rows = all(v.aval.shape[:1] == first.shape for v in batched)
+
+        self.finite_at_zero = all(map(finite_at_zero, self._late))
 
     def follows(self, other: "SplitStep") -> bool:
         """Whether `late` may be given the rows of many iterations of `other` as one batch.
