@@ -43,7 +43,7 @@ class Setting:
         model = _made(self, loop == "plain")
         if loop == "plain":
             return model
-        model = nnx.merge(*nnx.split(model))
+        model = nnx.clone(model)  # whose variables are its own
         model.loop = "kernel" if loop == "kernel" else "while"
         bias, factor = LEVELS[level]
         model.halt.bias[...] = jnp.full_like(model.halt.bias[...], bias)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from actjax._variables import renewed
+
 _MULTIPLE = 64
 _SMALLEST = 256  # below it products are not what a step waits for
 
@@ -40,7 +42,7 @@ def widened(model: nnx.Module, features: int) -> nnx.Module | None:
     layers = _LAYERS.get(type(cell))
     if features == narrow or layers is None or not _stays_zero(cell):
         return None
-    model = nnx.merge(*nnx.split(model))
+    model = renewed(model)
     cell, (entered, recurrent, gates) = model.cell, layers
     for name in (*entered, *recurrent):
         layer = getattr(cell, name)
