@@ -161,6 +161,71 @@ def processes(results: dict) -> str:
     return "\n".join(lines)
 
 
+def accelerator(results: dict) -> str:
+    """Training steps, sweeps, Graves' grid and optimizers on one card."""
+    rows = [row for row in results["rows"] if "error" not in row]
+    columns = "setting", "loop", "mean N", "ms", "/ (N × plain)", "kernels, products an iteration"
+    lines = [
+        results["note"],
+        "",
+        "| " + " | ".join((*columns, "busy")) + " |",
+        "|" + "---|" * 7,
+    ]
+    seen = set()
+    for row in rows:
+        if row["group"] != "training" or (row["name"], row["way"]) in seen:
+            continue
+        seen.add((row["name"], row["way"]))  # both levels were one, see the note
+        over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
+        graph = row["way"].endswith("buffers") or row["way"] == "kernel"
+        launches = f"{row['kernels_an_iteration']:.0f}, {row['products_an_iteration']:.0f}"
+        cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
+        lines.append("| " + " | ".join((*cells, *_launches(graph, launches, row))) + " |")
+    lines += ["", "| networks at once | loop | mean N | µs an update and network | |"]
+    lines.append("|" + "---|" * 5)
+    for row in rows:
+        if row["group"] in ("sweeps", "grid"):
+            minutes = row.get("grid_minutes")
+            grid = f"the grid, extrapolated: {minutes:.1f} min" if minutes else ""
+            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
+            lines.append("| " + " | ".join((*cells, grid)) + " |")
+    lines += [
+        "",
+        "| parameters | a step of the learned optimizer, ms | of Adam, ms |",
+        "|---|---|---|",
+    ]
+    steps = {(r["name"], r["way"]): r["ms"] for r in rows if r["group"] == "optimizer"}
+    for name in dict.fromkeys(name for name, _ in steps):
+        times = short(steps[name, "learned"]), short(steps[name, "adam"])
+        lines.append(f"| {name} | {times[0]} | {times[1]} |")
+    lines += ["", "| PyTorch, the same card | | mean N | ms |", "|---|---|---|---|"]
+    for row in rows:
+        if row["group"] == "torch":
+            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"])
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n" + "\n".join(lines)
+
+
+def _launches(graph: bool, launches: str, row: dict) -> tuple[str, str]:
+    return ("one graph", "") if graph else (launches, f"{row['busy']:.0%}")
+
+
+def kernel(results: dict) -> str:
+    """Ways to cut the kernels, beside the adaptive loop."""
+    rows = results["tune"]
+    lines = [
+        "\nLoss and gradient at GRU 128, T 50, mean N 2, ms. The default is now `t128 resident`.",
+        "",
+        "| way | B 64 | B 512 |",
+        "|---|---|---|",
+    ]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        at = {row["batch"]: row["ms"] for row in rows if row["way"] == way and "ms" in row}
+        if len(at) == 2:
+            lines.append(f"| {way} | {short(at[64])} | {short(at[512])} |")
+    return "\n".join(lines)
+
+
 def learned(results: dict) -> str:
     """A meta-update, a step of the learned optimizer beside Adam's, and the bound."""
     update = results["meta_update"]
@@ -226,6 +291,8 @@ TABLES = {
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
     "processes": (processes, "Training in one process and in two that train together"),
     "learned": (learned, "Learned optimizers"),
+    "accelerator": (accelerator, "Training steps"),
+    "kernel-check": (kernel, "The adaptive loop as one kernel each way"),
 }
 
 
@@ -237,7 +304,8 @@ def captioned(kind: str) -> str:
         results = json.loads(path.read_text())
         known, machine = results["versions"], results | results.get("machine", {})
         versions = ", ".join(f"{k} {known[k]}" for k in LIBRARIES if k in known)
-        where = f"{machine['cores']} cores of {machine['cpu']}" if "cpu" in machine else None
+        on_cpu = "cpu" in machine and machine.get("platform", "cpu") == "cpu"
+        where = f"{machine['cores']} cores of {machine['cpu']}" if on_cpu else None
         parts.append(
             f"{title}, on {where or machine['device']}, {versions}: `{results['command']}`, "
             f"[{path.name}](../benchmarks/results/{path.name}).\n" + table(results)
