@@ -230,6 +230,18 @@ def fit(options: Sudoku, puzzles: Puzzles, folder: pathlib.Path | None) -> nnx.M
     return training.averaged_model(state, options.average)
 
 
+def restore(folder: pathlib.Path) -> tuple[Sudoku, nnx.Module, dict[str, Puzzles]]:
+    """The options, the network and the puzzles of a run that is done."""
+    require((folder / run.SUMMARY).exists(), "run", "the folder of a run that is done", str(folder))
+    config = record.read_json(folder / run.CONFIG)
+    known = {field.name for field in dataclasses.fields(Sudoku)}
+    options = Sudoku(**{name: value for name, value in config.items() if name in known})
+    parts = load(options)
+    here = sha256(parts)
+    require(here == config["data_sha256"], "data", "the puzzles of the run", here)
+    return options, fit(options, parts["train"], folder), parts  # there is nothing left to train
+
+
 def make_member(options: Sudoku, puzzles: Puzzles):
     """The training step of a rule, and the state that it starts from."""
     rate = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup)
