@@ -17,7 +17,7 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     found, summary = read_json(folder / "evaluation.json"), read_json(folder / "summary.json")
     label = summary["model"]
     curves(read_metrics(folder / "metrics.jsonl"), folder / "curves.png")
-    figures.difficulty({label: [found["by_difficulty"]]}, folder / "difficulty.png")
+    figures.difficulty({label: [found["by_difficulty"]]}, folder / "difficulty.png", unit="holes")
     allowed(found, folder / "steps_allowed.png")
     solved(read_json(folder / "example.json"), folder / "example.png")
     names = ("curves", "difficulty", "steps_allowed", "example")
