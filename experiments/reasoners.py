@@ -13,6 +13,7 @@ A `Reasoner` goes on from its last answer, in whole boards: any of the cores bel
     pondernet     the mean of the losses and KL(p || geometric)              (Banino et al. 2021)
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -33,11 +34,11 @@ HALT_BIAS = {"threshold": -5.0, "graves": -1.0, "pondernet": -1.0}  # nothing ha
 
 
 class SwiGLU(nnx.Module):
-    """Two dense layers, one gating the other, and one back."""
+    """Two dense layers, `expand` times as wide, one gating the other, and one back."""
 
-    def __init__(self, features: int, *, rngs: nnx.Rngs):
-        self.into = nnx.Linear(features, 2 * features, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+    def __init__(self, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.into = nnx.Linear(features, 2 * expand * features, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(expand * features, features, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         gate, value = jnp.split(self.into(x), 2, axis=-1)
@@ -47,9 +48,9 @@ class SwiGLU(nnx.Module):
 class Mixer(nnx.Module):
     """A mix over cells and one over features, each added and normalised after, as TRM's."""
 
-    def __init__(self, cells: int, features: int, *, rngs: nnx.Rngs):
-        self.cells = SwiGLU(cells, rngs=rngs)
-        self.features = SwiGLU(features, rngs=rngs)
+    def __init__(self, cells: int, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.cells = SwiGLU(cells, expand, rngs=rngs)
+        self.features = SwiGLU(features, expand, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         x = _normalised(x + self.cells(x.swapaxes(1, 2)).swapaxes(1, 2))
@@ -61,13 +62,23 @@ def _normalised(x: Array) -> Array:
 
 
 class RecursiveCore(nnx.Module):
-    """`actjax.Recursive` around mixers."""
+    """`actjax.Recursive` around mixers, with the limits of its own."""
 
-    def __init__(self, size: int, hidden: int, layers: int, bias: float, *, rngs: nnx.Rngs, **n):
-        mixers = [Mixer(size * size, hidden, rngs=rngs) for _ in range(layers)]
+    def __init__(
+        self,
+        size: int,
+        hidden: int,
+        *,
+        layers: int,
+        expand: int,
+        bias: float,
+        rngs: nnx.Rngs,
+        **limits: int,
+    ):
+        mixers = [Mixer(size * size, hidden, expand, rngs=rngs) for _ in range(layers)]
         network = nnx.Sequential(*mixers)
         self.embed = _embed(size, hidden, rngs)
-        self.recursive = actjax.Recursive(network, hidden, halt_bias=bias, rngs=rngs, **n)
+        self.recursive = actjax.Recursive(network, hidden, halt_bias=bias, rngs=rngs, **limits)
         self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
 
     def start(self, boards: Array) -> Any:
@@ -131,6 +142,41 @@ class CellCore(nnx.Module):
 def _embed(size: int, hidden: int, rngs: nnx.Rngs) -> nnx.Embed:
     """Of a hole and of the digits."""
     return nnx.Embed(size + 1, hidden, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A core as `actjax.stream` runs it: sequences of one board, its answer for output.
+
+    Attributes:
+      model: a core.
+      max_steps: the limit on steps.
+      level: a board stops once its q is over it.
+    """
+
+    model: nnx.Module
+    max_steps: int = dataclasses.field(metadata={"static": True})
+    level: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+    def for_stream(self, xs: Array) -> actjax.Prepared:
+        step, boards = AnswerStep(self.level), xs[:, 0]
+        state = self.model.start(boards), boards
+        read = lambda state: (state, state[1])
+        rule = halting.Threshold()
+        return actjax.Prepared(step, self.model, state, xs, self.max_steps, read, rule=rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerStep:
+    """A core's step that keeps its answer, digits from 1, and says 1 once q is over a level."""
+
+    level: float
+
+    def __call__(self, model, state, boards, first):
+        state, q = model.advance(state[0], boards)
+        answers = model.read(state).argmax(-1).astype(boards.dtype) + 1
+        return (state, answers), (q > self.level).astype(halting.halting_dtype(q.dtype))
 
 
 # --- What each rule trains by: loss_fn(model, batch, ...) -----------------------------------------

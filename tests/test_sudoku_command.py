@@ -114,6 +114,19 @@ def test_a_trace_stops_where_the_loop_does(kind, rule):
     np.testing.assert_array_equal(found.right, (found.answers == puzzles.solutions).all(-1))
 
 
+@pytest.mark.parametrize("kind", ["recursive", "transformer"])
+def test_boards_in_a_stream_are_answered_as_the_trace_says(kind):
+    _, model, puzzles = pair(kind, "threshold")
+    found = stopping.trace(model, puzzles, rule="threshold", max_steps=6)
+    steps = stopping.stops(found, 0.0)
+    boards = [board[None].astype(np.int32) for board in puzzles.boards]
+    solver = reasoners.Solver(model, max_steps=6)
+    for result in actjax.stream_batch(solver, boards, lanes=3, chunk=1):
+        assert result.steps[0] == steps[result.index]
+        want = found.answers[result.steps[0] - 1, result.index]
+        np.testing.assert_array_equal(result.outputs[0], want)
+
+
 def test_the_level_is_the_cheapest_that_spares_no_accuracy():
     right = np.array([[0, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)  # three boards, four steps
     confidence = np.array([[1, 5, 0], [5, 6, 2], [6, 6, 5], [6, 6, 6]], float)

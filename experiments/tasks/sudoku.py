@@ -73,6 +73,8 @@ class Sudoku(Place, Training, Preset):
     """Features of a cell of the board, or units of the GRU."""
     layers: int = 1
     """Mixers in the network of recursive."""
+    expand: int = 1
+    """Their inner width over the outer one."""
     latent_steps: int = 2
     """Updates of its latent in a cycle (n)."""
     cycles: int = 2
@@ -99,7 +101,7 @@ class Sudoku(Place, Training, Preset):
 DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=12_000, checkpoint_every=2000)
 CPU = {"size": 9, "hidden": 128, "layers": 2, "latent_steps": 3, "average": 0.999}
 PAPER = {"size": 9, "puzzles": 1000, "hidden": 512, "layers": 2, "latent_steps": 6, "cycles": 3}
-PAPER |= {"weight_decay": 1.0, "average": 0.999, "warmup": 2000, "learning_rate": 1e-4}
+PAPER |= {"expand": 3, "weight_decay": 1.0, "average": 0.999, "warmup": 2000, "learning_rate": 1e-4}
 PRESETS = {
     "demo": DEMO,
     "cpu": dataclasses.replace(DEMO, **CPU, learning_rate=1e-3, steps=40_000),
@@ -129,7 +131,16 @@ def main(argv: list[str]):
 def check(options: Sudoku):
     """Refuses options out of range, with one sentence."""
     check_schedule(options)
-    names = "hidden", "layers", "latent_steps", "cycles", "heads", "max_steps", "batch_size"
+    names = (
+        "hidden",
+        "layers",
+        "expand",
+        "latent_steps",
+        "cycles",
+        "heads",
+        "max_steps",
+        "batch_size",
+    )
     for name in (*names, "warmup", "test_size"):
         check_positive(name, getattr(options, name))
     require(options.puzzles >= 0, "puzzles", "at least 0", options.puzzles)
@@ -268,7 +279,7 @@ def make_model(options: Sudoku, size: int) -> nnx.Module:
     bias = HALT_BIAS[rule_of(options)]
     match options.model:
         case "recursive":
-            sizes = pick(options, "layers", "latent_steps", "cycles")
+            sizes = pick(options, "layers", "expand", "latent_steps", "cycles")
             return RecursiveCore(size, options.hidden, bias=bias, rngs=rngs, **sizes)
         case "transformer":
             return TransformerCore(size, options.hidden, options.heads, bias, rngs=rngs)
