@@ -174,7 +174,10 @@ class AnswerStep:
     level: float
 
     def __call__(self, model, state, boards, first):
-        state, q = model.advance(state[0], boards)
+        # a stream has one state for all sequences to start from, and a board's is its own
+        fresh = lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        state = jax.tree.map(fresh, model.start(boards), state[0])
+        state, q = model.advance(state, boards)
         answers = model.read(state).argmax(-1).astype(boards.dtype) + 1
         return (state, answers), (q > self.level).astype(halting.halting_dtype(q.dtype))
 
