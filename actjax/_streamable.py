@@ -22,7 +22,8 @@ class Prepared(NamedTuple):
       step: a ponder step as `actjax.unroll` takes it or, where `state` is a `Layers` record, as
         `actjax.unroll_layers` does.
       params: what the step is given as its parameters, any pytree.
-      state: what a sequence starts from, pytree of ``[B, ...]``.
+      state: what a sequence starts from, pytree of ``[B, ...]``. It may not depend on what is in
+        the sequences: a step that is to start from its input makes its state of that where `first`.
       inputs: what the step is given at each input, pytree of ``[B, T, ...]``. Each may depend on
         its own x alone, since sequences are run piece by piece.
       max_steps: M, the limit on ponder steps at one input.

@@ -10,6 +10,7 @@ step, which then says 1 to stop or 0 to go on; `actjax.halting.Threshold` is the
 All work in every loop, and gradients go through them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,15 +59,24 @@ def until_converged(
     if not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise ValueError(f"tolerance must be a number above 0, got {tolerance!r}.")
     distance = rms if distance is None else distance
-    read = _floats if read is None else read
+    return _Converging(step, tolerance, distance, _floats if read is None else read)
 
-    def converging(params, state, x, first):
-        new, _ = step(params, state, x, first)
-        old_output = read(params, jax.lax.stop_gradient(state))
-        apart = distance(read(params, jax.lax.stop_gradient(new)), old_output)
-        return new, jnp.where(first | (apart >= tolerance), 0, 1).astype(halting_dtype(apart.dtype))
 
-    return converging
+@dataclasses.dataclass(frozen=True)
+class _Converging:
+    """The step of `until_converged`; equal ones are equal, so that they are compiled once."""
+
+    step: Step
+    tolerance: float
+    distance: Callable[[Any, Any], jax.Array]
+    read: Callable[[Any, Any], Any]
+
+    def __call__(self, params, state, x, first):
+        new, _ = self.step(params, state, x, first)
+        output, before = (self.read(params, jax.lax.stop_gradient(s)) for s in (new, state))
+        apart = self.distance(output, before)
+        halt = ~first & (apart < self.tolerance)
+        return new, halt.astype(halting_dtype(apart.dtype))
 
 
 def _floats(params: Any, state: Any) -> list:
@@ -110,6 +120,7 @@ class Positions(NamedTuple):
       remainder: float ``[rows, S]``, p^N, or the weight of the last step so far.
       registers: those of the rule, ``[rows, S, ...]``.
       running: bool ``[rows, S]``.
+      extra: what the rule tells of each position, ``[rows, S, ...]``, as `Ponder.extra`.
     """
 
     state: Any
@@ -118,6 +129,7 @@ class Positions(NamedTuple):
     remainder: jax.Array
     registers: Any
     running: jax.Array
+    extra: Any = None
 
     @property
     def cost(self) -> jax.Array:
@@ -139,13 +151,16 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
     zero = leaf.reshape(*leaf.shape[:2], -1)[..., 0].astype(halting_dtype(leaf.dtype)) * 0
     running = jnp.ones(zero.shape, bool) if present is None else jnp.asarray(present)
     running = running & (zero == 0)
-    registers = _by_row(rule.start(zero.ravel()), zero.shape)
+    registers = rule.start(zero.ravel())
+    told = jax.eval_shape(rule.update, registers, jnp.int32(1), zero.ravel(), running.ravel())[2]
+    extra = _by_row(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), told), zero.shape)
+    registers = _by_row(registers, zero.shape)
     flags = jax.tree.broadcast(rule.mean, state)
     wide = lambda leaf: jnp.zeros_like(leaf, halting_dtype(leaf.dtype))
     result = jax.tree.map(
         lambda leaf, m: wide(leaf) if m and is_float(leaf) else leaf, state, flags
     )
-    return Positions(state, result, zero.astype(jnp.int32), zero, registers, running)
+    return Positions(state, result, zero.astype(jnp.int32), zero, registers, running, extra)
 
 
 def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step:
@@ -179,18 +194,27 @@ def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step
     ((3, 4, 2), Array([4, 3, 2, 2], dtype=int32))
     """
     check_positive("max_steps", max_steps)
-    rule = Graves() if rule is None else rule
+    return _Positioned(step, max_steps, Graves() if rule is None else rule)
 
-    def positioned(params, positions: Positions, x, first):
-        state, result, steps, remainder, registers, running = positions
-        new, halt = step(params, state, x, first)
+
+@dataclasses.dataclass(frozen=True)
+class _Positioned:
+    """The step of `by_position`; equal ones are equal, so that they are compiled once."""
+
+    step: Step
+    max_steps: int
+    rule: Rule
+
+    def __call__(self, params, positions: Positions, x, first):
+        state, result, steps, remainder, registers, running, extra = positions
+        new, halt = self.step(params, state, x, first)
         halt, n = halt.astype(remainder.dtype), steps + 1
         shape, flat = halt.shape, lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
         arguments = jax.tree.map(flat, (registers, n, halt))
-        last = rule.decide(*arguments) | (arguments[1] >= max_steps)
-        after, weight, _ = _by_row(rule.update(*arguments, last), shape)
+        last = self.rule.decide(*arguments) | (arguments[1] >= self.max_steps)
+        after, weight, told = _by_row(self.rule.update(*arguments, last), shape)
         last = last.reshape(shape)
-        flags = jax.tree.broadcast(rule.mean, state)
+        flags = jax.tree.broadcast(self.rule.mean, state)
         result = jax.tree.map(
             lambda r, s, is_mean: _leave(r, s, weight, running, is_mean), result, new, flags
         )
@@ -201,11 +225,10 @@ def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step
             remainder=jnp.where(running, weight, remainder),
             registers=_select(running, after, registers),
             running=running & ~last,
+            extra=_select(running, told, extra),
         )
         done = ~positions.running.any(1)
         return positions, done.astype(remainder.dtype)
-
-    return positioned
 
 
 def _leave(result, state, weight, running, is_mean: bool):

@@ -48,6 +48,28 @@ def test_a_second_call_of_a_network_compiles_nothing(make, compiled):
     assert first[0] != second[0]
 
 
+def squares(params, outputs, targets):
+    return ((outputs - targets) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda xs: actjax.UniversalTransformer(3, 3, max_steps=3, rngs=nnx.Rngs(0))(xs)[0],
+        lambda xs: actjax.PonderNet(3, 3, rngs=nnx.Rngs(0))(xs, sample=jax.random.key(0))[1],
+        lambda xs: actjax.PonderNet(3, 3, rngs=nnx.Rngs(0)).expected_loss(xs, xs, squares)[0],
+    ],
+    ids=["universal", "drawn", "expected"],
+)
+def test_steps_that_transform_others_are_compiled_once(call, compiled):
+    first = call(jax.random.normal(jax.random.key(0), (2, 3, 3)))
+    assert compiled
+    compiled.clear()
+    second = call(jax.random.normal(jax.random.key(1), (2, 3, 3)))
+    assert not compiled
+    assert (first != second).any()
+
+
 def test_a_function_may_have_closed_over_what_changes():
     factor = {"of": 1.0}
 

@@ -1,5 +1,6 @@
 """PonderNet: a recurrent network that learns a distribution over how many steps to take."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from actjax import _checks as checks
 from actjax import halting
 from actjax._streamable import Prepared
 from actjax._unroll import unroll
-from actjax.nn.cells import Recurrent
+from actjax.nn.cells import CellStep, Recurrent
 
 
 class PonderNet(Recurrent):
@@ -105,8 +106,8 @@ class PonderNet(Recurrent):
         else:
             level = jax.random.uniform(sample, jnp.shape(xs)[:2])
             left = jnp.ones_like(level[:, 0])
-            drawing, given = _draw_stop(step), ((state, left), (inputs, level))
-            (final, _), (states, _), ponder = run(drawing, *given, halting.Threshold())
+            given = (state, left), (inputs, level)
+            (final, _), (states, _), ponder = run(_Drawn(step), *given, halting.Threshold())
         return step.read(final)[0], step.read(states)[1], ponder
 
     def expected_loss(
@@ -134,16 +135,9 @@ class PonderNet(Recurrent):
           p_n to the prior, by 0.01 in the paper; zeros where padded; and the `Ponder` record.
         """
         step, own, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
-
-        def with_loss(params, state, inputs, first):
-            (own, read_out), (x, target) = params, inputs
-            state, rate = step(own, state[0], x, first)
-            value = loss(read_out, step.read(state)[1], target)
-            return (state, value.astype(rate.dtype)), rate
-
         zero = jnp.zeros(jnp.shape(xs)[0], halting.halting_dtype(self.halt.bias.dtype))
         _, (_, losses), ponder = unroll(
-            with_loss,
+            _WithLoss(step, loss),
             (own, params),
             (state, zero),
             (inputs, targets),
@@ -161,13 +155,28 @@ class PonderNet(Recurrent):
         return Prepared(step, *rest, self.max_steps, step.read, rule=self.rule())
 
 
-def _draw_stop(step):
+@dataclasses.dataclass(frozen=True)
+class _WithLoss:
+    """A step that leaves its loss in the state."""
+
+    step: CellStep
+    loss: Callable[[Any, jax.Array, Any], jax.Array]
+
+    def __call__(self, params, state, inputs, first):
+        (own, read_out), (x, target) = params, inputs
+        state, rate = self.step(own, state[0], x, first)
+        value = self.loss(read_out, self.step.read(state)[1], target)
+        return (state, value.astype(rate.dtype)), rate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
     """A step that says 1 once the probability to have stopped is over a level drawn from [0, 1)."""
 
-    def drawn(params, state, inputs, first):
+    step: CellStep
+
+    def __call__(self, params, state, inputs, first):
         (state, left), (x, level) = state, inputs
-        state, rate = step(params, state, x, first)
+        state, rate = self.step(params, state, x, first)
         left = jnp.where(first, 1, left) * (1 - rate).astype(left.dtype)
         return (state, left), (1 - left > level).astype(rate.dtype)
-
-    return drawn

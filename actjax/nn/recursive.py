@@ -40,7 +40,8 @@ class Recursive(nnx.Module):
       features: size of the last axis.
       latent_steps: n, updates of the latent in a cycle; 6 in the paper.
       cycles: T, cycles in a supervised step; 3 in the paper.
-      gradient: ``"last"``: through the last cycle alone, as the paper has it, or ``"all"``.
+      gradient: ``"last"``: through the last cycle alone, as the paper has it, so that none reaches
+        the steps before, or ``"all"``.
       halt_bias: initial bias of q; low, so that nothing halts before that is learned. The weights
         of q start at zero.
       dtype: compute dtype of the halting unit.
@@ -95,17 +96,14 @@ class Recursive(nnx.Module):
           x: float ``[rows, ..., features]``, the questions.
           thought: what the step before left, or `start`.
         """
+        before, question = self, x
+        if self.gradient == "last":
+            graph, state = nnx.split(self)
+            before = nnx.merge(graph, lax.stop_gradient(state))
+            question, thought = lax.stop_gradient((x, thought))
         if self.cycles > 1:
-            before = self.cycles - 1
-            if self.gradient == "last":
-                graph, state = nnx.split(self)
-                still = nnx.merge(graph, lax.stop_gradient(state))
-                question = lax.stop_gradient(x)
-                thought = lax.stop_gradient(thought)
-            else:
-                still, question = self, x
-            once = lambda thought, _: (still._cycle(question, thought), None)
-            thought, _ = lax.scan(once, thought, length=before)
+            once = lambda thought, _: (before._cycle(question, thought), None)
+            thought, _ = lax.scan(once, thought, length=self.cycles - 1)
         return self._cycle(x, thought)
 
     def _cycle(self, x, thought):

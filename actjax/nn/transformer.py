@@ -134,7 +134,8 @@ class UniversalTransformer(nnx.Module):
         )
         x, present = inputs
         if by_positions:
-            outputs, record = final.result[0], Ponder(final.steps, final.remainder)
+            outputs = final.result[0]
+            record = Ponder(final.steps, final.remainder, final.extra)
         else:
             outputs = final[0]
         return jnp.where(present[..., None], outputs.astype(x.dtype), 0), record

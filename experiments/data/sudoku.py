@@ -139,6 +139,11 @@ def fingerprints(boards: np.ndarray) -> np.ndarray:
     Colours of cells are refined by the sums of the colours in their row, column and box and of the
     cells with the same digit; boards of different numbers are different up to symmetry.
     """
+    parts = np.array_split(boards, max(1, len(boards) // 1024))  # [cells, cells] a board at work
+    return np.concatenate([_fingerprints(part) for part in parts])
+
+
+def _fingerprints(boards: np.ndarray) -> np.ndarray:
     size = int(np.sqrt(boards.shape[1]))
     row, column, box = np.asarray(units(size))
     lines = (row[:, None] == row).astype(np.uint64) + (column[:, None] == column).astype(np.uint64)

@@ -48,11 +48,14 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> p
     return path
 
 
-def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path) -> pathlib.Path:
+def difficulty(
+    runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path, *, unit: str = "difficulty"
+) -> pathlib.Path:
     """Steps N and error rate against difficulty, with standard errors (Graves 2016, figure 6).
 
     Args:
       runs: label -> the rows "by_difficulty" of each of its runs, drawn in one color.
+      unit: what difficulty counts.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 4))
     for (label, color), seeds in zip(_colors(runs), runs.values(), strict=True):
@@ -65,7 +68,7 @@ def difficulty(runs: dict[str, list[list[dict[str, float]]]], path: pathlib.Path
                 axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
     for axes, name in zip(panels, ("ponder steps N", "error rate"), strict=True):
         axes.set_ylabel(name)
-        axes.set_xlabel("difficulty")
+        axes.set_xlabel(unit)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
     panels[0].legend(fontsize="small")

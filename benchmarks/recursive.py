@@ -1,0 +1,204 @@
+"""Puzzles a second of a recursive network that is trained: always M steps, or stopped when done.
+
+    python benchmarks/recursive.py [--run FOLDER] [--boards N] [--out FILE] [--quick]
+
+FOLDER is that of a run of `python -m experiments sudoku`; without one its demo is trained first,
+for five minutes. All ways solve the same test boards, with the level that validation boards chose:
+
+  always          M steps for every board, as HRM's and TRM's own evaluation does
+  until all are done  a batch goes on until its last board is done, then the next batch starts
+  lanes           a lane whose board is done takes the next (`actjax.ponder`)
+
+each in batches, or on lanes, of several sizes, of which the fastest counts. The answers of the two
+that stop are compared, board by board, with those of a plain loop over the steps.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from timing import new_file, write
+
+import actjax
+from actjax.halting import Threshold
+from actjax.tasks.sudoku import Puzzles
+from experiments import stopping
+from experiments.record import print_table, read_json
+from experiments.tasks import sudoku
+
+SIZES = (4, 8, 16, 32, 64, 128, 256, 1024)
+ALWAYS, WHOLE, LANES = "always", "until all are done", "lanes"
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=pathlib.Path, help="folder of a run of experiments sudoku")
+    parser.add_argument("--boards", type=int, default=1024, help="the test boards, repeated")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="see that it runs: no timing")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.run or _trained(pathlib.Path(scratch) / "run", arguments.quick)
+        options, model, parts = sudoku.restore(folder)
+        level = read_json(folder / "evaluation.json")["level"]
+    boards, sizes, repeats = arguments.boards, SIZES, arguments.repeats
+    if arguments.quick:
+        boards, sizes, repeats = 24, (8, 24), 1
+    puzzles = Puzzles(*(np.resize(x, (boards, x.shape[1])) for x in parts["test"]))
+    rows = measure(model, puzzles, level, options, [n for n in sizes if n <= boards], repeats)
+    best = {way: max(_of(rows, way), key=lambda r: r["puzzles_per_second"]) for way in WAYS}
+    speed = {way: row["puzzles_per_second"] for way, row in best.items()}
+    ratios = {f"{LANES} / {way}": speed[LANES] / speed[way] for way in (ALWAYS, WHOLE)}
+    print_table(
+        f"{boards:,} boards, level {level:g}",
+        [_cells(row, best) for row in rows],
+        *(f"{name}, each at its best size: {ratio:.2f}" for name, ratio in ratios.items()),
+    )
+    given = {name: _text(value) for name, value in vars(arguments).items()}
+    config = sudoku.as_json("sudoku", options)
+    write(arguments.out, given, network=config, level=level, rows=rows, ratios=ratios)
+
+
+def _trained(folder: pathlib.Path, quick: bool) -> pathlib.Path:
+    options = dataclasses.replace(sudoku.PRESETS["demo"], out=folder)
+    if quick:
+        small = {"steps": 2, "log_every": 1, "checkpoint_every": 1, "test_size": 16}
+        small |= {"hidden": 8, "batch_size": 8, "max_steps": 4, "puzzles": 32}
+        options = dataclasses.replace(options, **small)
+    return sudoku.train(options)[1]
+
+
+# --- The ways: (model, boards [P, cells], size, level, max_steps) -> answers, steps --------------
+
+
+def always(model, boards, size, level, max_steps):
+    """Every board is given all steps."""
+    del level
+
+    def some(boards):
+        state = model.start(boards)
+        one = lambda _, state: model.advance(state, boards)[0]
+        state = lax.fori_loop(0, max_steps, one, state)
+        return _answers(model, state), jnp.full(len(boards), max_steps)
+
+    return _in_batches(some, boards, size)
+
+
+def until_all_are_done(model, boards, size, level, max_steps):
+    """Batch by batch, each until its last board is done; one that is done keeps its answer."""
+    some = functools.partial(_pondered, model, level=level, max_steps=max_steps, lanes=size)
+    return _in_batches(some, boards, size)
+
+
+def on_lanes(model, boards, size, level, max_steps):
+    """All boards as one queue, for so many lanes."""
+    return _pondered(model, boards, level=level, max_steps=max_steps, lanes=size)
+
+
+WAYS = {ALWAYS: always, WHOLE: until_all_are_done, LANES: on_lanes}
+
+
+def _pondered(model, boards, *, level, max_steps, lanes):
+    def step(model, state, boards, first):
+        state, q = model.advance(state, boards)
+        return state, (q > level).astype(q.dtype)
+
+    state, ponder = actjax.ponder(
+        step,
+        model,
+        model.start(boards),
+        boards,
+        max_steps=max_steps,
+        rule=Threshold(),
+        lanes=lanes,
+    )
+    return _answers(model, state), ponder.steps
+
+
+def _answers(model, state):
+    return model.read(state).argmax(-1) + 1
+
+
+def _in_batches(some, boards, size):
+    whole = len(boards) // size * size
+    found = lax.map(some, boards[:whole].reshape(-1, size, boards.shape[1]))
+    found = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), found)
+    if whole == len(boards):
+        return found
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, some(boards[whole:]))
+
+
+# --- Measurement ----------------------------------------------------------------------------------
+
+
+def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats) -> list[dict]:
+    """A row for every way and size. Each is timed once a round, so that all meet the same machine;
+    the least time counts."""
+    boards = jnp.asarray(puzzles.boards, jnp.int32)
+    limits = {"max_steps": options.max_steps}
+    traced = stopping.trace(model, puzzles, rule="threshold", **limits)
+    steps = stopping.stops(traced, level)
+    plain = traced.answers[steps - 1, np.arange(len(steps))]
+    calls, rows = [], []
+    for size, (name, way) in itertools.product(sizes, WAYS.items()):
+        run = jax.jit(functools.partial(way, size=size, level=level, **limits))
+        calls.append(lambda run=run: jax.block_until_ready(run(model, boards)))
+        seconds, (answers, taken) = _timed(calls[-1])
+        expected = (traced.answers[-1], options.max_steps) if name == ALWAYS else (plain, steps)
+        rows.append(
+            {
+                "way": name,
+                "size": size,
+                "first_call_s": seconds,
+                "solved": float((answers == puzzles.solutions).all(1).mean()),
+                "mean_steps": float(taken.mean()),
+                "same_answers": float((answers == expected[0]).all(1).mean()),
+                "same_steps": float((np.asarray(taken) == expected[1]).mean()),
+            }
+        )
+    rounds = [[_timed(call)[0] for call in calls] for _ in range(repeats)]
+    for row, least in zip(rows, np.min(rounds, axis=0), strict=True):
+        row["puzzles_per_second"] = len(boards) / float(least)
+    return rows
+
+
+def _timed(call):
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def _of(rows: list[dict], way: str) -> list[dict]:
+    return [row for row in rows if row["way"] == way]
+
+
+def _cells(row: dict, best: dict) -> dict[str, str]:
+    return {
+        "way": f"{row['way']}, {row['size']}" + (" *" if best[row["way"]] is row else ""),
+        "puzzles/s": f"{row['puzzles_per_second']:,.0f}",
+        "steps": f"{row['mean_steps']:.2f}",
+        "solved": f"{row['solved']:.2%}",
+        "same answers": f"{row['same_answers']:.2%}",
+        "same steps": f"{row['same_steps']:.2%}",
+    }
+
+
+def _text(value):
+    return str(value) if isinstance(value, pathlib.Path) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The networks that solve Sudoku step by step, and what each halting rule trains them by.
+
+A `Reasoner` goes on from its last answer, in whole boards: any of the cores below, under any rule.
+
+    core          one step                                             from
+    recursive     z = net(x + y + z) n times, then y = net(y + z)      TRM, Jolicoeur-Martineau 2025
+    transformer   a block over all cells                               Dehghani et al. 2019
+    cell          a GRU that is shown the board as one vector          Graves 2016
+
+    rule          trained by
+    threshold     deep supervision: a loss at every step, by recycled lanes  (HRM, TRM)
+    graves        the loss of the mean answer and a time penalty             (Graves 2016)
+    pondernet     the mean of the losses and KL(p || geometric)              (Banino et al. 2021)
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array, lax
+
+import actjax
+from actjax import halting
+from actjax.tasks.batch import Batch
+from actjax.tasks.sudoku import units
+
+HALT_BIAS = {"threshold": -5.0, "graves": -1.0, "pondernet": -1.0}  # nothing halts too early
+
+
+# --- Cores: start(boards) -> state, advance(state, boards) -> (state, q), read(state) -> logits --
+
+
+class SwiGLU(nnx.Module):
+    """Two dense layers, `expand` times as wide, one gating the other, and one back."""
+
+    def __init__(self, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.into = nnx.Linear(features, 2 * expand * features, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(expand * features, features, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        gate, value = jnp.split(self.into(x), 2, axis=-1)
+        return self.out(nnx.silu(gate) * value)
+
+
+class Mixer(nnx.Module):
+    """A mix over cells and one over features, each added and normalised after, as TRM's."""
+
+    def __init__(self, cells: int, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.cells = SwiGLU(cells, expand, rngs=rngs)
+        self.features = SwiGLU(features, expand, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = _normalised(x + self.cells(x.swapaxes(1, 2)).swapaxes(1, 2))
+        return _normalised(x + self.features(x))
+
+
+def _normalised(x: Array) -> Array:
+    return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+
+
+class RecursiveCore(nnx.Module):
+    """`actjax.Recursive` around mixers, with the limits of its own."""
+
+    def __init__(
+        self,
+        size: int,
+        hidden: int,
+        *,
+        layers: int,
+        expand: int,
+        bias: float,
+        rngs: nnx.Rngs,
+        **limits: int,
+    ):
+        mixers = [Mixer(size * size, hidden, expand, rngs=rngs) for _ in range(layers)]
+        network = nnx.Sequential(*mixers)
+        self.embed = _embed(size, hidden, rngs)
+        self.recursive = actjax.Recursive(network, hidden, halt_bias=bias, rngs=rngs, **limits)
+        self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
+
+    def start(self, boards: Array) -> Any:
+        return self.recursive.start(self.embed(boards))
+
+    def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
+        state = self.recursive(self.embed(boards), state)
+        return state, self.recursive.logit(state)
+
+    def read(self, state: Any) -> Array:
+        return self.digits(state.answer)
+
+
+class TransformerCore(nnx.Module):
+    """The step of `actjax.UniversalTransformer`, of which a board halts as a whole."""
+
+    def __init__(self, size: int, hidden: int, heads: int, bias: float, *, rngs: nnx.Rngs):
+        self.embed = _embed(size, hidden, rngs)
+        self.places = nnx.Embed(3 * size, hidden, rngs=rngs)  # row, column and box of a cell
+        self.transformer = actjax.UniversalTransformer(
+            hidden, heads, max_steps=1, halt="sequence", halt_bias=bias, rngs=rngs
+        )
+        self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
+        self.size = size
+
+    def start(self, boards: Array) -> Any:
+        places = units(self.size) + self.size * jnp.arange(3)[:, None]
+        x = self.embed(boards) + self.places(places).sum(0)
+        return x, jnp.zeros(len(boards), jnp.int32)
+
+    def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
+        x, n = state
+        x, logits = self.transformer.apply(x, n + 1, jnp.ones(boards.shape, bool))
+        return (x, n + 1), logits.mean(1)
+
+    def read(self, state: Any) -> Array:
+        return self.digits(state[0])
+
+
+class CellCore(nnx.Module):
+    """A GRU that sees the whole board at every step."""
+
+    def __init__(self, size: int, hidden: int, bias: float, *, rngs: nnx.Rngs):
+        self.size = size
+        self.cell = nnx.GRUCell(size * size * (size + 1), hidden, rngs=rngs)
+        self.halt = nnx.Linear(hidden, 1, bias_init=nnx.initializers.constant(bias), rngs=rngs)
+        self.digits = nnx.Linear(hidden, size**3, rngs=rngs)
+
+    def start(self, boards: Array) -> Any:
+        return jnp.zeros((len(boards), self.cell.hidden_features))
+
+    def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
+        x = jax.nn.one_hot(boards, self.size + 1).reshape(len(boards), -1)
+        state, _ = self.cell(state, x)
+        return state, self.halt(state)[:, 0]
+
+    def read(self, state: Any) -> Array:
+        return self.digits(state).reshape(len(state), self.size**2, self.size)
+
+
+def _embed(size: int, hidden: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """Of a hole and of the digits."""
+    return nnx.Embed(size + 1, hidden, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A core as `actjax.stream` runs it: sequences of one board, its answer for output.
+
+    Attributes:
+      model: a core.
+      max_steps: the limit on steps.
+      level: a board stops once its q is over it.
+    """
+
+    model: nnx.Module
+    max_steps: int = dataclasses.field(metadata={"static": True})
+    level: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+    def for_stream(self, xs: Array) -> actjax.Prepared:
+        step, boards = AnswerStep(self.level), xs[:, 0]
+        state = self.model.start(boards), boards
+        read = lambda state: (state, state[1])
+        rule = halting.Threshold()
+        return actjax.Prepared(step, self.model, state, xs, self.max_steps, read, rule=rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerStep:
+    """A core's step that keeps its answer, digits from 1, and says 1 once q is over a level."""
+
+    level: float
+
+    def __call__(self, model, state, boards, first):
+        # a stream has one state for all sequences to start from, and a board's is its own
+        fresh = lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        state = jax.tree.map(fresh, model.start(boards), state[0])
+        state, q = model.advance(state, boards)
+        answers = model.read(state).argmax(-1).astype(boards.dtype) + 1
+        return (state, answers), (q > self.level).astype(halting.halting_dtype(q.dtype))
+
+
+# --- What each rule trains by: loss_fn(model, batch, ...) -----------------------------------------
+
+
+def step(model: nnx.Module, state: Any, boards: Array, first: Array) -> tuple[Any, Array]:
+    """A core as a ponder step of `actjax.ponder`."""
+    state, q = model.advance(state, boards)
+    return state, jax.nn.sigmoid(q.astype(halting.halting_dtype(q.dtype)))
+
+
+def supervised(model: nnx.Module, batch: Batch, state: Any):
+    """One supervised step on every lane, as `training.make_recycled_step` wants it."""
+    state, q = model.advance(state, batch.inputs)
+    entropy, right, metrics = _measured(model.read(state), batch)
+    halt = optax.sigmoid_binary_cross_entropy(q, right.astype(q.dtype)).mean()
+    agrees = ((q > 0) == right).mean()
+    return entropy.mean() + 0.5 * halt, (state, q > 0, {**metrics, "halting_accuracy": agrees})
+
+
+def make_pondered(rule: str, *, max_steps: int, weight: float, lanes: int | None):
+    """`loss_fn(model, batch)` through the whole loop.
+
+    Args:
+      rule: "graves" or "pondernet".
+      weight: of the ponder cost, or of the divergence.
+    """
+    of_loss = halting.PonderNet(mean=(False, True)) if rule == "pondernet" else halting.Graves()
+
+    def with_loss(model, state, inputs, first):
+        boards, targets = inputs
+        state, halt = step(model, state[0], boards, first)
+        return (state, _entropy(model.read(state), targets).astype(halt.dtype)), halt
+
+    def loss_fn(model: nnx.Module, batch: Batch):
+        start = model.start(batch.inputs), jnp.zeros(len(batch.inputs))
+        (state, expected), ponder = actjax.ponder(
+            with_loss,
+            model,
+            start,
+            (batch.inputs, batch.targets),
+            max_steps=max_steps,
+            rule=of_loss,
+            lanes=lanes,
+        )
+        entropy, _, metrics = _measured(model.read(state), batch)
+        if rule == "pondernet":
+            loss = expected.mean() + weight * ponder.extra["kl"].mean()
+        else:
+            loss = entropy.mean() + weight * ponder.cost.mean()
+        return loss, {**metrics, "ponder_steps": ponder.steps.mean(dtype=loss.dtype)}
+
+    return loss_fn
+
+
+def _entropy(logits: Array, targets: Array) -> Array:
+    """Of the digits, the mean over a board's cells: [rows]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(-1)
+
+
+def _measured(logits: Array, batch: Batch):
+    entropy = _entropy(logits, batch.targets)
+    right = (logits.argmax(-1) == batch.targets).all(-1)
+    return entropy, right, {"cross_entropy": entropy.mean(), "accuracy": right.mean()}
+
+
+# --- What its answer is if it ends at a step, and how sure it is ----------------------------------
+
+
+def judge(rule: str, registers: tuple[Array, Array], logits: Array, q: Array):
+    """The scores that a board is answered by if step n is its last, and whether it should be.
+
+    The answer of Graves' rule is the mean, with what is left of 1 for the last step; of the others
+    the last step's.
+
+    Args:
+      registers: from `start_judging` and the steps before.
+      logits: of step n, ``[rows, cells, digits]``.
+      q: the halting unit's logit, ``[rows]``.
+
+    Returns:
+      ``(registers, scores, confidence)``; confidence ``[rows]`` is q under a threshold, and the
+      logit of the probability to have stopped under the other rules.
+    """
+    if rule == "threshold":
+        return registers, logits, q
+    gone, mean = registers
+    halt = jax.nn.sigmoid(q)
+    scores, share = logits, (1 - gone) * halt
+    if rule == "graves":
+        scores, share = mean + (1 - gone)[:, None, None] * logits, jnp.minimum(halt, 1 - gone)
+    mean = mean + share[:, None, None] * logits
+    gone = gone + share
+    tiny = jnp.finfo(gone.dtype).eps
+    return (gone, mean), scores, jax.scipy.special.logit(gone.clip(tiny, 1 - tiny))
+
+
+def start_judging(logits: Array) -> tuple[Array, Array]:
+    """The registers of `judge` before the first step."""
+    return jnp.zeros(len(logits)), jnp.zeros_like(logits)
