@@ -5,7 +5,6 @@ them (LFACT 2020), and `repeat` is the baseline that always takes the same numbe
 file says what they mean and refuses what they cannot take; the loops are in `actjax._loop`.
 """
 
-import dataclasses
 from typing import Any, Protocol
 
 import jax
@@ -13,9 +12,7 @@ import jax.numpy as jnp
 
 from actjax import _checks as checks
 from actjax._layers import Layers
-from actjax._loop import adaptive, scan
-from actjax._loop.devices import by_device
-from actjax._loop.rows import fill_padding
+from actjax._loop import calls
 from actjax.halting import Graves, Ponder, Rule
 
 
@@ -189,8 +186,8 @@ def unroll(
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     rule = _checked(rule, epsilon, state)
-    call = _Unroll(step, rule, loop, batch, lanes, segment, max_steps)
-    return _run(call, params, (state, xs, lengths))
+    call = calls.Unroll(step, rule, loop, batch, lanes, segment, max_steps)
+    return calls.run(call, params, (state, xs, lengths))
 
 
 def unroll_layers(
@@ -243,8 +240,8 @@ def unroll_layers(
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     layers = Layers(layers.states, jnp.asarray(layers.count, jnp.int32))
     rule = _checked(rule, epsilon, layers.deepest)
-    call = _Layers(step, rule, loop, batch, lanes, segment)
-    return _run(call, params, (layers, xs, lengths))
+    call = calls.UnrollLayers(step, rule, loop, batch, lanes, segment)
+    return calls.run(call, params, (layers, xs, lengths))
 
 
 def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
@@ -266,7 +263,7 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     checks.check_state(state, batch)
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time)
-    return _run(_Repeat(step, repeats), params, (state, xs, lengths))
+    return calls.run(calls.Repeat(step, repeats), params, (state, xs, lengths))
 
 
 def _checked(rule: Rule | None, epsilon: float, state) -> Rule:
@@ -274,152 +271,3 @@ def _checked(rule: Rule | None, epsilon: float, state) -> Rule:
         return Graves(epsilon)
     checks.check_rule(rule, state)
     return rule
-
-
-def _without_keys(step: Step, state):
-    """A step whose PRNG keys in the state are the integers they are made of, that state, and the
-    way back."""
-    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    if not any(map(is_key, jax.tree.leaves(state))):
-        return step, state, lambda state: state
-    impls = [jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in jax.tree.leaves(state)]
-
-    def opened(state):
-        return jax.tree.map(lambda s: jax.random.key_data(s) if is_key(s) else s, state)
-
-    def read(state):
-        leaves, tree = jax.tree.flatten(state)
-        pairs = zip(leaves, impls, strict=True)
-        wrap = lambda s, impl: s if impl is None else jax.random.wrap_key_data(s, impl=impl)
-        return tree.unflatten([wrap(*pair) for pair in pairs])
-
-    def taken(params, state, x, first):
-        new, halt = step(params, read(state), x, first)
-        return opened(new), halt
-
-    return taken, opened(state), read
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unroll:
-    """The loop of `unroll` over the rows of one device."""
-
-    step: Step
-    rule: Rule
-    loop: str
-    batch: int  # rows of all devices, which share `lanes`
-    lanes: int | None
-    segment: int | None
-    max_steps: int
-
-    def __call__(self, params, rows):
-        state, xs, lengths = rows
-        batch, time = jax.tree.leaves(xs)[0].shape[:2]
-        xs = fill_padding(xs, lengths)
-        first = jnp.ones(batch, bool)
-        _check_step(self.step, lengths, params, state, _first(xs), first)
-        step, state, read = _without_keys(self.step, state)
-        arguments = step, params, state, xs, lengths
-        limits = {"max_steps": self.max_steps, "rule": self.rule}
-        if self.loop == "scan":
-            final, states, record = scan.masked_scan(*arguments, **limits)
-        else:
-            lanes = _lanes(self.lanes, self.batch, batch, time)
-            options = limits | {"lanes": lanes, "segment": self.segment}
-            final, states, record = adaptive.adaptive(*arguments, **options)
-        return read(final), read(states), record
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layers:
-    """The loop of `unroll_layers` over the rows of one device."""
-
-    step: LayerStep
-    rule: Rule
-    loop: str
-    batch: int
-    lanes: int | None
-    segment: int | None
-
-    def __call__(self, params, rows):
-        layers, xs, lengths = rows
-        batch, time = jax.tree.leaves(xs)[0].shape[:2]
-        xs = fill_padding(xs, lengths)
-        n = jnp.ones(batch, jnp.int32)
-        _check_step(self.step, lengths, params, layers.deepest, _first(xs), layers, n)
-        limits = {"rule": self.rule}
-        if self.loop == "scan":
-            return scan.masked_scan_layers(self.step, params, layers, xs, lengths, **limits)
-        limits |= {"lanes": _lanes(self.lanes, self.batch, batch, time), "segment": self.segment}
-        limits |= {"max_steps": jax.tree.leaves(layers.states)[0].shape[1]}
-        return adaptive.adaptive_layers(self.step, params, layers, xs, lengths, **limits)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Repeat:
-    """The loop of `repeat` over the rows of one device."""
-
-    step: Step
-    repeats: int
-
-    def __call__(self, params, rows):
-        state, xs, lengths = rows
-        xs = fill_padding(xs, lengths)
-        first = jnp.ones(jax.tree.leaves(xs)[0].shape[:1], bool)
-        checks.check_step(self.step, params, state, _first(xs), first)
-        step, state, read = _without_keys(self.step, state)
-        final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, self.repeats)
-        return read(final), read(states), steps
-
-
-def _run(call, params, rows):
-    """Runs a loop, compiled for good where equal steps are known to do the same.
-
-    `jit` remembers what it has compiled by its static arguments. A frozen dataclass is what its
-    fields are; a function may have closed over what has changed since.
-    """
-    params, rows = jax.tree.map(jnp.asarray, (params, rows))
-    try:
-        constant = all(map(_by_value, (call.step, getattr(call, "rule", call.step))))
-        run = _compiled if constant else by_device
-        return run(call, params, rows)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
-        ) from error
-
-
-_compiled = jax.jit(by_device, static_argnums=0)
-
-
-def _by_value(step) -> bool:
-    if not dataclasses.is_dataclass(step) or type(step).__hash__ is object.__hash__:
-        return False
-    try:
-        hash(step)
-    except TypeError:
-        return False
-    return True
-
-
-def _check_step(step, lengths, params, state, *inputs):
-    traced = checks.check_step(step, params, state, *inputs)
-    checks.check_halts(traced, (params, state, *inputs), lengths)
-
-
-def _first(xs):
-    return jax.tree.map(lambda leaf: leaf[:, 0], xs)
-
-
-def _lanes(lanes: int | None, total: int, batch: int, time: int) -> int:
-    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
-    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
-
-
-def _default_lanes(batch: int, time: int) -> int:
-    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small."""
-    if jax.default_backend() != "cpu" or time >= 16:
-        return batch
-    return max(16, batch // (2 if time >= 4 else 4))

@@ -1,0 +1,162 @@
+"""A call of the public functions, a constant of `jit`, and the loop it runs on each device."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from actjax import _checks as checks
+from actjax._loop import adaptive, scan
+from actjax._loop.devices import by_device
+from actjax._loop.rows import fill_padding
+from actjax.halting import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Unroll:
+    """The loop of `unroll` over the rows of one device."""
+
+    step: Callable
+    rule: Rule
+    loop: str
+    batch: int  # rows of all devices, which share `lanes`
+    lanes: int | None
+    segment: int | None
+    max_steps: int
+
+    def __call__(self, params, rows):
+        state, xs, lengths = rows
+        batch, time = jax.tree.leaves(xs)[0].shape[:2]
+        xs = fill_padding(xs, lengths)
+        first = jnp.ones(batch, bool)
+        _check_step(self.step, lengths, params, state, _first(xs), first)
+        step, state, read = _without_keys(self.step, state)
+        arguments = step, params, state, xs, lengths
+        limits = {"max_steps": self.max_steps, "rule": self.rule}
+        if self.loop == "scan":
+            final, states, record = scan.masked_scan(*arguments, **limits)
+        else:
+            lanes = _lanes(self.lanes, self.batch, batch, time)
+            options = limits | {"lanes": lanes, "segment": self.segment}
+            final, states, record = adaptive.adaptive(*arguments, **options)
+        return read(final), read(states), record
+
+
+@dataclasses.dataclass(frozen=True)
+class UnrollLayers:
+    """The loop of `unroll_layers` over the rows of one device."""
+
+    step: Callable
+    rule: Rule
+    loop: str
+    batch: int
+    lanes: int | None
+    segment: int | None
+
+    def __call__(self, params, rows):
+        layers, xs, lengths = rows
+        batch, time = jax.tree.leaves(xs)[0].shape[:2]
+        xs = fill_padding(xs, lengths)
+        n = jnp.ones(batch, jnp.int32)
+        _check_step(self.step, lengths, params, layers.deepest, _first(xs), layers, n)
+        limits = {"rule": self.rule}
+        if self.loop == "scan":
+            return scan.masked_scan_layers(self.step, params, layers, xs, lengths, **limits)
+        limits |= {"lanes": _lanes(self.lanes, self.batch, batch, time), "segment": self.segment}
+        limits |= {"max_steps": jax.tree.leaves(layers.states)[0].shape[1]}
+        return adaptive.adaptive_layers(self.step, params, layers, xs, lengths, **limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """The loop of `repeat` over the rows of one device."""
+
+    step: Callable
+    repeats: int
+
+    def __call__(self, params, rows):
+        state, xs, lengths = rows
+        xs = fill_padding(xs, lengths)
+        first = jnp.ones(jax.tree.leaves(xs)[0].shape[:1], bool)
+        checks.check_step(self.step, params, state, _first(xs), first)
+        step, state, read = _without_keys(self.step, state)
+        final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, self.repeats)
+        return read(final), read(states), steps
+
+
+def run(call, params, rows):
+    """Runs a loop, compiled for good where equal steps are known to do the same.
+
+    `jit` remembers what it has compiled by its static arguments. A frozen dataclass is what its
+    fields are; a function may have closed over what has changed since.
+    """
+    params, rows = jax.tree.map(jnp.asarray, (params, rows))
+    try:
+        constant = all(map(_by_value, (call.step, getattr(call, "rule", call.step))))
+        run = _compiled if constant else by_device
+        return run(call, params, rows)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
+        ) from error
+
+
+_compiled = jax.jit(by_device, static_argnums=0)
+
+
+def _by_value(step) -> bool:
+    if not dataclasses.is_dataclass(step) or type(step).__hash__ is object.__hash__:
+        return False
+    try:
+        hash(step)
+    except TypeError:
+        return False
+    return True
+
+
+def _without_keys(step: Callable, state):
+    """A step whose PRNG keys in the state are the integers they are made of, that state, and the
+    way back."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if not any(map(is_key, jax.tree.leaves(state))):
+        return step, state, lambda state: state
+    impls = [jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in jax.tree.leaves(state)]
+
+    def opened(state):
+        return jax.tree.map(lambda s: jax.random.key_data(s) if is_key(s) else s, state)
+
+    def read(state):
+        leaves, tree = jax.tree.flatten(state)
+        pairs = zip(leaves, impls, strict=True)
+        wrap = lambda s, impl: s if impl is None else jax.random.wrap_key_data(s, impl=impl)
+        return tree.unflatten([wrap(*pair) for pair in pairs])
+
+    def taken(params, state, x, first):
+        new, halt = step(params, read(state), x, first)
+        return opened(new), halt
+
+    return taken, opened(state), read
+
+
+def _check_step(step, lengths, params, state, *inputs):
+    traced = checks.check_step(step, params, state, *inputs)
+    checks.check_halts(traced, (params, state, *inputs), lengths)
+
+
+def _first(xs):
+    return jax.tree.map(lambda leaf: leaf[:, 0], xs)
+
+
+def _lanes(lanes: int | None, total: int, batch: int, time: int) -> int:
+    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
+    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
+
+
+def _default_lanes(batch: int, time: int) -> int:
+    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small."""
+    if jax.default_backend() != "cpu" or time >= 16:
+        return batch
+    return max(16, batch // (2 if time >= 4 else 4))
