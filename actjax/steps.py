@@ -152,7 +152,8 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
     running = jnp.ones(zero.shape, bool) if present is None else jnp.asarray(present)
     running = running & (zero == 0)
     registers = rule.start(zero.ravel())
-    told = jax.eval_shape(rule.update, registers, jnp.int32(1), zero.ravel(), running.ravel())[2]
+    arguments = zero.astype(jnp.int32).ravel(), zero.ravel(), running.ravel()
+    told = jax.eval_shape(rule.update, registers, *arguments)[2]
     extra = _by_row(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), told), zero.shape)
     registers = _by_row(registers, zero.shape)
     flags = jax.tree.broadcast(rule.mean, state)

@@ -92,25 +92,45 @@ class RecursiveCore(nnx.Module):
         return self.digits(state.answer)
 
 
+class NormedBlock(nnx.Module):
+    """A transformer's block, normalised after, so that what goes round stays in bounds."""
+
+    def __init__(self, hidden: int, heads: int, *, rngs: nnx.Rngs):
+        self.block = actjax.nn.Block(hidden, heads, rngs=rngs)
+
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        return _normalised(self.block(x, mask))
+
+
 class TransformerCore(nnx.Module):
-    """The step of `actjax.UniversalTransformer`, of which a board halts as a whole."""
+    """The step of `actjax.UniversalTransformer`, of which a board halts as a whole.
+
+    It is shown the board anew at every step, as looped transformers are.
+    """
 
     def __init__(self, size: int, hidden: int, heads: int, bias: float, *, rngs: nnx.Rngs):
+        self.size = size
         self.embed = _embed(size, hidden, rngs)
         self.places = nnx.Embed(3 * size, hidden, rngs=rngs)  # row, column and box of a cell
         self.transformer = actjax.UniversalTransformer(
-            hidden, heads, max_steps=1, halt="sequence", halt_bias=bias, rngs=rngs
+            hidden,
+            heads,
+            max_steps=1,
+            halt="sequence",
+            halt_bias=bias,
+            block=NormedBlock(hidden, heads, rngs=rngs),
+            rngs=rngs,
         )
         self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
-        self.size = size
 
     def start(self, boards: Array) -> Any:
-        places = units(self.size) + self.size * jnp.arange(3)[:, None]
-        x = self.embed(boards) + self.places(places).sum(0)
-        return x, jnp.zeros(len(boards), jnp.int32)
+        zeros = jnp.zeros((*boards.shape, self.transformer.features))
+        return zeros, jnp.zeros(len(boards), jnp.int32)
 
     def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
         x, n = state
+        places = units(self.size) + self.size * jnp.arange(3)[:, None]
+        x = x + self.embed(boards) + self.places(places).sum(0)
         x, logits = self.transformer.apply(x, n + 1, jnp.ones(boards.shape, bool))
         return (x, n + 1), logits.mean(1)
 
@@ -174,10 +194,7 @@ class AnswerStep:
     level: float
 
     def __call__(self, model, state, boards, first):
-        # a stream has one state for all sequences to start from, and a board's is its own
-        fresh = lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        state = jax.tree.map(fresh, model.start(boards), state[0])
-        state, q = model.advance(state, boards)
+        state, q = model.advance(state[0], boards)
         answers = model.read(state).argmax(-1).astype(boards.dtype) + 1
         return (state, answers), (q > self.level).astype(halting.halting_dtype(q.dtype))
 
