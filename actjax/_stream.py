@@ -314,6 +314,7 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
     if plan.layers:
         row = plan.output_row(lanes.position[lane])
         deepest = ready.unflatten([leaf[row] for leaf in outputs.layers])
+        assert outputs.count is not None
         final = Layers(deepest, outputs.count[row])
     else:
         final = ready.read(ready.unflatten([leaf[lane] for leaf in lanes.state]))[0]

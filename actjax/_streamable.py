@@ -111,5 +111,5 @@ class StepModel:
         batch, _ = check_rows("sequences", xs, 2)
         rows = lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf)))
         state = jax.tree.map(rows, self.state)
-        limits = {"max_steps": self.max_steps, "epsilon": self.epsilon, "rule": self.rule}
-        return Prepared(self.step, self.params, state, xs, read=self.read, **limits)
+        limits = self.max_steps, self.read, self.epsilon, self.rule
+        return Prepared(self.step, self.params, state, xs, *limits)

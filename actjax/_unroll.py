@@ -107,8 +107,17 @@ def ponder(
     """
     checks.check_rows("x", x, 1)
     xs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], x)
-    limits = {"max_steps": max_steps, "epsilon": epsilon, "rule": rule}
-    final, _, record = unroll(step, params, state, xs, **limits, loop=loop, lanes=lanes)
+    final, _, record = unroll(
+        step,
+        params,
+        state,
+        xs,
+        max_steps=max_steps,
+        epsilon=epsilon,
+        rule=rule,
+        loop=loop,
+        lanes=lanes,
+    )
     return final, jax.tree.map(lambda leaf: leaf[:, 0], record)
 
 

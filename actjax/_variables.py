@@ -40,7 +40,7 @@ def variables(tree: Any) -> dict[str, nnx.Variable]:
 
 def shared_variable(tree: Any) -> tuple[str, str] | None:
     """Two places of one variable, if there is one that has two; streams of noise may."""
-    seen = {}
+    seen: dict[int, str] = {}
     for path, variable in variables(tree).items():
         if not isinstance(variable, nnx.RngState) and seen.setdefault(id(variable), path) != path:
             return seen[id(variable)], path
@@ -55,7 +55,9 @@ def observed(call: Callable, tree: Any) -> tuple[Any, Touched]:
     normed = tuple(_inside(p) for p, v in _nodes(tree, nnx.WeightNorm) if type(v) is nnx.WeightNorm)
     before = {path: _contents(variable) for path, variable in variables(tree).items()}
     result = call(tree)
-    written, drawn, names = [], {}, stream_names(tree)
+    written: list[tuple[str, str]] = []
+    drawn: dict[str, None] = {}
+    names = stream_names(tree)
     for path, variable in variables(tree).items():
         if path in before and _same(before[path], _contents(variable)):
             continue

@@ -90,7 +90,8 @@ class Rule(Protocol):
     [0.33, 0.22, 0.44]
     """
 
-    mean: Any
+    @property
+    def mean(self) -> Any: ...
 
     def start(self, zero: jax.Array) -> Any:
         """The rule's registers before the first step of an input.

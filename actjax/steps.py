@@ -211,9 +211,9 @@ class _Positioned:
         new, halt = self.step(params, state, x, first)
         halt, n = halt.astype(remainder.dtype), steps + 1
         shape, flat = halt.shape, lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-        arguments = jax.tree.map(flat, (registers, n, halt))
-        last = self.rule.decide(*arguments) | (arguments[1] >= self.max_steps)
-        after, weight, told = _by_row(self.rule.update(*arguments, last), shape)
+        held, count, halts = jax.tree.map(flat, (registers, n, halt))
+        last = self.rule.decide(held, count, halts) | (count >= self.max_steps)
+        after, weight, told = _by_row(self.rule.update(held, count, halts, last), shape)
         last = last.reshape(shape)
         flags = jax.tree.broadcast(self.rule.mean, state)
         result = jax.tree.map(
@@ -246,7 +246,7 @@ def _select(mask, new, old):
     return jax.tree.map(pick, new, old)
 
 
-def _by_row(tree: Any, shape: tuple[int, int]) -> Any:
+def _by_row(tree: Any, shape: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), tree)
 
 

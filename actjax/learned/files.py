@@ -57,7 +57,7 @@ def save(path: str | os.PathLike, learned: LearnedOptimizer | CoordinatewiseLSTM
     header["sha256"] = _digest(header, arrays)
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(content, header=text, **arrays)
+    np.savez(content, header=text, **arrays)  # type: ignore[arg-type]
     path, temporary = pathlib.Path(path), None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -117,8 +117,9 @@ def load(path: str | os.PathLike) -> LearnedOptimizer:
 def _settings(learned: LearnedOptimizer) -> dict[str, Any]:
     """What the modules must be made with to have the same functions and shapes."""
     network, head = learned.network, learned.head
-    grouped = isinstance(network, GroupedLSTM)
-    networks = list(network.networks) if grouped else [network]
+    networks, sizes = [network], None
+    if isinstance(network, GroupedLSTM):
+        networks, sizes = list(network.networks), list(network.sizes)
     one = lambda lstm: {
         "hidden_features": lstm.hidden_features,
         "layers": len(lstm.kernels),
@@ -128,12 +129,10 @@ def _settings(learned: LearnedOptimizer) -> dict[str, Any]:
         "output_scale": lstm.output_scale,
         "output_bias": lstm.output_bias is not None,
     }
-    settings = {"networks": [one(lstm) for lstm in networks], "sizes": None, "head": None}
-    if grouped:
-        settings["sizes"] = list(network.sizes)
+    settings: dict[str, Any] = {"networks": list(map(one, networks)), "sizes": sizes, "head": None}
     if head is not None:
         width = 0 if head.inner is None else head.inner[...].shape[0]
-        inputs = (head.inner if width else head.kernel)[...].shape[-1]
+        inputs = (head.kernel if head.inner is None else head.inner)[...].shape[-1]
         settings["head"] = {
             "hidden_features": inputs - (GLOBAL_FEATURES if head.see_globals else 0),
             "see_globals": bool(head.see_globals),

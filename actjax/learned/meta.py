@@ -16,14 +16,14 @@ from jax import lax
 from actjax._checks import check_positive
 from actjax.learned.features import as_tree, coordinates
 from actjax.learned.heads import Head, global_features
-from actjax.learned.network import CoordinatewiseLSTM, LSTMState
+from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM, LSTMState
 from actjax.learned.problems.family import Family
 
 
 class LearnedOptimizer(nnx.Module):
     """The parameters of an optimizer: the network, and the halting head where it has one."""
 
-    def __init__(self, network: CoordinatewiseLSTM, head: Head | None = None):
+    def __init__(self, network: CoordinatewiseLSTM | GroupedLSTM, head: Head | None = None):
         self.network = network
         self.head = head
 
@@ -48,7 +48,9 @@ class Curves(NamedTuple):
     scores: jax.Array  # [S, B]: of the halting head; zeros without one
 
 
-def start(network: CoordinatewiseLSTM, family: Family, key: jax.Array, batch_size: int) -> Rollout:
+def start(
+    network: CoordinatewiseLSTM | GroupedLSTM, family: Family, key: jax.Array, batch_size: int
+) -> Rollout:
     """Draws `batch_size` fresh problems."""
     check_positive("batch_size", batch_size)
     key_problem, key_batch = jax.random.split(key)

@@ -21,7 +21,7 @@ from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
 from actjax.training.state import TrainState, as_transformation, init_state
-from actjax.training.step import Finish
+from actjax.training.step import Finish, with_finish
 
 MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands to every update
 
@@ -227,8 +227,7 @@ def make_meta_step(
     def finish(state: TrainState, data: Any) -> TrainState:
         return state._replace(extra=validate(state.model, make_family(data), state.extra))
 
-    step.finish = Finish(due=lambda step: step % validate_every != 0, run=finish)
-    return step
+    return with_finish(step, Finish(due=lambda step: step % validate_every != 0, run=finish))
 
 
 def init_meta(

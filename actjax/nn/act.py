@@ -117,8 +117,9 @@ class ACT(Recurrent):
 
     def for_stream(self, xs) -> Prepared:
         """What `actjax.stream` runs."""
-        step, *rest = self.prepare(xs, halt=self.halt)
-        return Prepared(step, *rest, self.max_steps, step.read, self.epsilon, self.rule)
+        step, params, state, inputs = self.prepare(xs, halt=self.halt)
+        limits = self.max_steps, step.read, self.epsilon, self.rule
+        return Prepared(step, params, state, inputs, *limits)
 
 
 class Repeat(Recurrent):
@@ -169,9 +170,10 @@ class Repeat(Recurrent):
 
     def for_stream(self, xs) -> Prepared:
         """What `actjax.stream` runs."""
-        step, *rest = self.prepare(xs)
+        step, params, state, inputs = self.prepare(xs)
+        limits = self.repeats, step.read
         rule = FixedSteps(self.repeats)
-        return Prepared(step, *rest, self.repeats, step.read, rule=rule, halts=False)
+        return Prepared(step, params, state, inputs, *limits, rule=rule, halts=False)
 
 
 class RNN(Repeat):

@@ -22,7 +22,7 @@ from actjax.halting import halting_dtype
 from actjax.nn.noise import by_row, input_keys
 
 # The layers through which the input enters each of Flax's cells, as `input_layers` of a cell.
-_FLAX_INPUT_LAYERS = {
+_FLAX_INPUT_LAYERS: dict[type, tuple[str, ...]] = {
     nnx.SimpleCell: ("dense_i",),
     nnx.GRUCell: ("dense_i",),
     nnx.OptimizedLSTMCell: ("dense_i",),
@@ -318,7 +318,7 @@ class _Projected(nnx.Module):
 
 def _input_layers(cell, features: int) -> tuple[str, ...]:
     """The layers whose products can be taken beforehand: all through which the input enters."""
-    names = ()
+    names: tuple[str, ...] = ()
     for kind in type(cell).__mro__:
         declared = vars(kind).get("input_layers", _FLAX_INPUT_LAYERS.get(kind))
         if declared is not None:

@@ -1,5 +1,7 @@
 """``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ MOST_UNITS = 256
 DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 
 # Each of Flax's cells: what it computes, its input layers and its recurrent ones.
-_CELLS = {
+_CELLS: dict[type, tuple[cells.Cell, tuple[str, ...], tuple[str, ...]]] = {
     nnx.SimpleCell: (cells.SIMPLE, ("dense_i",), ("dense_h",)),
     nnx.GRUCell: (cells.GRU, ("dense_i",), ("dense_h",)),
     nnx.OptimizedLSTMCell: (cells.LSTM, ("dense_i",), ("dense_h",)),
@@ -39,7 +41,7 @@ def kernel_supports(cell: nnx.Module) -> str | None:
     return None if found is None else f"cell must be {_ALLOWED} for loop='kernel', got {found}."
 
 
-def _other(cell: nnx.Module) -> str | None:
+def _other(cell: Any) -> str | None:
     """What `cell` is, if it is none of those that are allowed."""
     kind = type(cell)
     if kind not in _CELLS:
@@ -58,10 +60,9 @@ def _other(cell: nnx.Module) -> str | None:
         layer = getattr(cell, name)
         if type(layer) is not nnx.Linear or layer.dot_general is not lax.dot_general:
             return f"{name}={type(layer).__name__}"
-        dtypes = [layer.kernel.dtype] if layer.dtype is None else [layer.dtype]
-        for dtype in map(jnp.dtype, dtypes):
-            if dtype not in DTYPES:
-                return dtype.name
+        dtype = jnp.dtype(layer.kernel.dtype if layer.dtype is None else layer.dtype)
+        if dtype not in DTYPES:
+            return dtype.name
     return None
 
 
@@ -91,4 +92,4 @@ def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths
     halting = halt.kernel[...][:, 0], halt.bias[...][0]
     network = Network(inputs, flags, weights, *halting, leaves)
     final, outputs, ponder = kernel(what, network, lengths, **options)
-    return step.read(tree.unflatten(final))[0], outputs, ponder
+    return step.read(jax.tree.unflatten(tree, final))[0], outputs, ponder

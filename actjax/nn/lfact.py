@@ -241,10 +241,10 @@ class LFACT(Recurrent):
 
     def for_stream(self, xs) -> Prepared:
         """What `actjax.stream` runs."""
-        step, *rest = self.prepare_layers(xs)
+        step, params, layers, inputs = self.prepare_layers(xs)
         step = dataclasses.replace(step, masked=False)
-        read = step.cell.read
-        return Prepared(step, *rest, self.max_layers, read, self.epsilon, self.rule)
+        limits = self.max_layers, step.cell.read, self.epsilon, self.rule
+        return Prepared(step, params, layers, inputs, *limits)
 
     def prepare_layers(self, xs, initial_state=None, lengths=None, rngs=None):
         """Returns ``(step, params, layers, inputs)`` for `unroll_layers`, as `prepare` does."""

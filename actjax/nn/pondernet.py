@@ -135,6 +135,7 @@ class PonderNet(Recurrent):
           p_n to the prior, by 0.01 in the paper; zeros where padded; and the `Ponder` record.
         """
         step, own, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
+        assert self.halt.bias is not None
         zero = jnp.zeros(jnp.shape(xs)[0], halting.halting_dtype(self.halt.bias.dtype))
         _, (_, losses), ponder = unroll(
             _WithLoss(step, loss),
@@ -151,8 +152,9 @@ class PonderNet(Recurrent):
 
     def for_stream(self, xs) -> Prepared:
         """What `actjax.stream` runs."""
-        step, *rest = self.prepare(xs, halt=self.halt)
-        return Prepared(step, *rest, self.max_steps, step.read, rule=self.rule())
+        step, params, state, inputs = self.prepare(xs, halt=self.halt)
+        limits = self.max_steps, step.read
+        return Prepared(step, params, state, inputs, *limits, rule=self.rule())
 
 
 @dataclasses.dataclass(frozen=True)

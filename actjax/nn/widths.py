@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from actjax._variables import renewed
+from actjax.nn.cells import Recurrent
 
 _MULTIPLE = 64
 _SMALLEST = 256  # below it products are not what a step waits for
 
 # Of each cell: the layers that the input enters, those that the state enters, the gates of each.
-_LAYERS = {
+_LAYERS: dict[type, tuple[tuple[str, ...], tuple[str, ...], int]] = {
     nnx.SimpleCell: (("dense_i",), ("dense_h",), 1),
     nnx.GRUCell: (("dense_i",), ("dense_h",), 3),
     nnx.OptimizedLSTMCell: (("dense_i",), ("dense_h",), 4),
@@ -31,7 +32,7 @@ def wanted(features: int) -> int:
     return -(-features // _MULTIPLE) * _MULTIPLE
 
 
-def widened(model: nnx.Module, features: int) -> nnx.Module | None:
+def widened(model: Recurrent, features: int) -> Recurrent | None:
     """A copy of a model with units added that stay 0; None where it cannot be had.
 
     Args:

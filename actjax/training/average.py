@@ -8,7 +8,7 @@ from jax import Array
 
 from actjax.training.partition import merge, split
 from actjax.training.state import TrainState
-from actjax.training.step import Finish, TrainStep
+from actjax.training.step import Finish, TrainStep, finish_of, with_finish
 
 
 class Averaged(NamedTuple):
@@ -48,15 +48,16 @@ def keep_average(train_step: TrainStep, decay: float, *, wrt: Any = None) -> Tra
         _, average = ema.update(split(state.model, wrt)[0], held.average)
         return state._replace(extra=Averaged(state.extra, average)), metrics
 
-    if (followed := getattr(train_step, "finish", None)) is not None:
+    followed = finish_of(train_step)
+    if followed is None:
+        return step
 
-        def finish(state: TrainState, data: Any) -> TrainState:
-            held = state.extra
-            state = followed.run(state._replace(extra=held.extra), data)
-            return state._replace(extra=Averaged(state.extra, held.average))
+    def finish(state: TrainState, data: Any) -> TrainState:
+        held = state.extra
+        state = followed.run(state._replace(extra=held.extra), data)
+        return state._replace(extra=Averaged(state.extra, held.average))
 
-        step.finish = Finish(followed.due, finish)
-    return step
+    return with_finish(step, Finish(followed.due, finish))
 
 
 def averaged_model(state: TrainState, decay: float, *, wrt: Any = None) -> Any:

@@ -10,7 +10,7 @@ from jax import Array, lax
 from actjax._checks import check_positive
 from actjax.training.partition import hide, show
 from actjax.training.state import TrainState, own_state
-from actjax.training.step import Finish, TrainStep
+from actjax.training.step import Finish, TrainStep, with_finish
 
 
 class Best(NamedTuple):
@@ -81,5 +81,4 @@ def keep_best(
     def finish(state: TrainState, data: Any) -> TrainState:
         return state._replace(extra=show(validate(state, state.extra, data)[0]))
 
-    step.finish = Finish(due=lambda step: step % every != 0, run=finish)
-    return step
+    return with_finish(step, Finish(due=lambda step: step % every != 0, run=finish))

@@ -36,7 +36,7 @@ from actjax.training.metrics import plain, read_metrics
 from actjax.training.partition import carried, hide, show
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
-from actjax.training.step import TrainStep, make_finish, reduce_metrics
+from actjax.training.step import TrainStep, finish_of, make_finish, reduce_metrics
 
 BATCHING = ("vmap", "map")
 AXIS = "members"
@@ -234,10 +234,11 @@ def _column(values: np.ndarray, members: np.ndarray, size: int) -> list[float | 
 
 def _finished(train_step: TrainStep, states: TrainState, data: Any, batching: str) -> TrainState:
     """What is left to do for the members after their last updates; see `step.Finish`."""
-    finish = make_finish(train_step)
-    if finish is not None and train_step.finish.due(np.asarray(states.step)).any():
+    finish = finish_of(train_step)
+    if finish is not None and finish.due(np.asarray(states.step)).any():
+        run = make_finish(train_step)
         over = jax.vmap if batching == "vmap" else lambda one: lambda all: lax.map(one, all)
-        states = jax.jit(lambda states, data: over(lambda s: finish(s, data))(states))(states, data)
+        states = jax.jit(lambda states, data: over(lambda s: run(s, data))(states))(states, data)
     return show(states)
 
 
@@ -365,6 +366,7 @@ def _check_size(states: TrainState, keys: Array) -> int:
         raise ValueError(f"states must hold arrays that lead with the members, got shape {odd[0]}.")
     if jnp.shape(keys)[:1] != (size,):
         raise ValueError(f"keys must be one for each of {size} members, got {jnp.shape(keys)}.")
+    assert size is not None  # a first leaf without axes is odd
     return size
 
 

@@ -12,7 +12,7 @@ from actjax.training.metrics import write_json
 try:
     import fcntl
 except ImportError:  # not on Windows, where a folder is not guarded against a second run
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

@@ -15,7 +15,7 @@ from actjax.training.metrics import plain
 from actjax.training.partition import hide, show
 from actjax.training.progress import Progress
 from actjax.training.state import TrainState, own_state
-from actjax.training.step import TrainStep, make_chunk, make_finish
+from actjax.training.step import TrainStep, finish_of, make_chunk, make_finish
 
 OnRow = Callable[[dict[str, Any]], None]
 CHECKPOINT_EVERY = 1000  # or, of a `log_every` that does not divide it, the next multiple
@@ -117,9 +117,9 @@ def fit(
 
 def finished(train_step: TrainStep, state: TrainState, data: Any) -> TrainState:
     """The state that a run leaves, once all else that it writes is written."""
-    finish = make_finish(train_step)
-    if finish is not None and train_step.finish.due(int(state.step)):
-        state = jax.jit(finish)(hide(state), data)
+    finish = finish_of(train_step)
+    if finish is not None and finish.due(int(state.step)):
+        state = jax.jit(make_finish(train_step))(hide(state), data)
     return show(state)
 
 

@@ -103,7 +103,7 @@ def rewrite(rest: Any, written: dict[str, Array]) -> Any:
 
 def check_unshared(model: Any):
     """Refuses a model with one variable in two places, which would come apart as it is trained."""
-    places = {}
+    places: dict[int, str] = {}
     for name, variable in _variables(model):
         first = places.setdefault(id(variable), name)
         if first != name:

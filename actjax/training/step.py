@@ -34,7 +34,7 @@ class Finish:
       run: `(state, data) -> state`.
     """
 
-    due: Callable[[Array], Array]
+    due: Callable[[Any], Any]
     run: Callable[[TrainState, Any], TrainState]
 
 
@@ -181,9 +181,20 @@ def make_chunk(train_step: TrainStep, length: int):
     return run
 
 
+def with_finish(train_step: TrainStep, finish: Finish) -> TrainStep:
+    """`train_step` itself, with `finish` for its attribute."""
+    train_step.finish = finish  # type: ignore[attr-defined]
+    return train_step
+
+
+def finish_of(train_step: TrainStep) -> Finish | None:
+    """The attribute `finish` of a training step, if it has one."""
+    return getattr(train_step, "finish", None)
+
+
 def make_finish(train_step: TrainStep):
     """`(state, data) -> state`, what is left to do for a state after its last update, or None."""
-    finish = getattr(train_step, "finish", None)
+    finish = finish_of(train_step)
     if finish is None:
         return None
 
