@@ -211,15 +211,16 @@ def test_an_older_run_takes_the_default_of_an_option_it_does_not_know(tmp_path, 
     np.testing.assert_array_equal([row["step"] for row in rows], [1, 2])
 
 
-def test_no_file_is_longer_than_a_reader_likes_and_no_import_runs_in_a_circle():
-    root = pathlib.Path(run.__file__).parent
+@pytest.mark.parametrize("top", ["actjax", "experiments"])
+def test_no_file_is_longer_than_a_reader_likes_and_no_import_runs_in_a_circle(top):
+    root = pathlib.Path(run.__file__).parent.parent / top
     uses, names = {}, {}
     for path in root.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
         module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
         names[module.removesuffix(".__init__")] = path
     for name, path in names.items():
-        found = re.findall(r"^from (experiments[\w.]*) import ([\w, (\n]+)", path.read_text(), re.M)
+        found = re.findall(rf"^from ({top}[\w.]*) import ([\w, (\n]+)", path.read_text(), re.M)
         uses[name] = set()
         for package, what in found:
             parts = {f"{package}.{word}" for word in re.findall(r"\w+", what)}
