@@ -272,6 +272,8 @@ def check_halts(traced: Any, arguments: Any, lengths: Any) -> None:
 
 def check_rule(rule: Any, state: Any) -> None:
     """Checks what the methods of `rule` return against its contract, without running them."""
+    if isinstance(rule, type):
+        raise ValueError(f"rule must be made, {rule.__name__}(...), got the class.")
     missing = [name for name in ("mean", "start", "decide", "update") if not hasattr(rule, name)]
     if missing:
         raise ValueError(f"rule must have {', '.join(missing)} as a Rule does, got {rule!r}.")
@@ -283,24 +285,34 @@ def check_rule(rule: Any, state: Any) -> None:
             f"{jax.tree.structure(state)}, got {rule.mean!r}."
         ) from None
     halt, n = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    describe = lambda tree: jax.tree.map(_shape_and_dtype, tree)
     before = jax.eval_shape(rule.start, halt)
     last = jax.eval_shape(rule.decide, before, n, halt)
     if getattr(last, "shape", None) != (2,) or last.dtype != bool:
-        raise ValueError(f"rule must decide by one bool a row, got {last}.")
-    after, weight, extra = jax.eval_shape(rule.update, before, n, halt, last)
+        raise ValueError(f"rule must decide by one bool a row, got {describe(last)}.")
+    updated = jax.eval_shape(rule.update, before, n, halt, last)
+    if not isinstance(updated, tuple) or len(updated) != 3:
+        count = len(updated) if isinstance(updated, tuple) else 1
+        raise ValueError(
+            f"rule must return (registers, weight, extra) of an update, got {count} of the 3."
+        )
+    after, weight, extra = updated
     if describe(after) != describe(before):
         raise ValueError(
             "rule must update its registers to the structure, shapes and dtypes they started with, "
             f"{describe(before)}, got {describe(after)}."
         )
-    if weight.shape != (2,) or not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise ValueError(f"rule must give one float weight a row, got {weight}.")
+    if getattr(weight, "shape", None) != (2,) or not jnp.issubdtype(weight.dtype, jnp.floating):
+        raise ValueError(f"rule must give one float weight a row, got {describe(weight)}.")
     for leaf in jax.tree.leaves((before, extra)):
         if leaf.shape[:1] != (2,) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
-                f"rule must hold and tell floats that lead with the row axis, got {leaf}."
+                f"rule must hold and tell floats that lead with the row axis, got {describe(leaf)}."
             )
+
+
+def _shape_and_dtype(leaf) -> tuple[tuple[int, ...], str]:
+    return leaf.shape, str(leaf.dtype)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from experiments import learned, run, tasks
 
 # name -> (module with main(tasks, argv), what it does)
 COMMANDS = {
-    "demo": ("experiments.demo", "plain, Repeat and ACT side by side on both, in minutes"),
+    "demo": ("experiments.demo", "plain, Repeat and ACT side by side on parity and wikipedia"),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
     "figures": (
         "experiments.show.sweeps",
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         return 0
     name, *options = argv
     if name not in known:
-        print(f"error: there is no experiment {name!r}\n\n{usage(known)}", file=sys.stderr)
+        print(f"error: NAME must be one of these, got {name!r}.\n\n{usage(known)}", file=sys.stderr)
         return 2
     try:
         known[name][0](options)

@@ -110,10 +110,12 @@ def read(tasks: dict[str, Task], argv: list[str]) -> tuple[Task, Grid, Options]:
     about = f"{Grid.__doc__} TASK is one of {', '.join(tasks)}."
     prog = {"prog": "python -m experiments sweep TASK", "description": about}
     grid, rest = tyro.cli(Grid, **prog, args=words, return_unknown_args=True)
-    instead = {"--model": "--models", "--devices": "--cpu-devices, or takes all there are"}
+    instead = {"--model": "--models", "--devices": "--cpu-devices, or none for all there are"}
     for word in rest:
         if (name := word.split("=")[0]) in instead:
-            raise ValueError(f"{name} is for a single run; a sweep has {instead[name]}.")
+            raise ValueError(
+                f"a sweep's option must be {instead[name]}, got {name}, which is a single run's."
+            )
     options = parse(task.name, task.presets, rest, check)
     check_one_process("sweep", options)
     if grid.batching is not None:

@@ -82,7 +82,7 @@ def work(folder: pathlib.Path, job: str):
     if mesh.size == 2:
         fit(folder / "begun_by_one", mesh=mesh)
         assert digest_of_a_sharded_array(mesh) == digest_of_a_sharded_array()
-        with pytest.raises(ValueError, match=r"numbers must be the same .* not so in \[1\]"):
+        with pytest.raises(ValueError, match=r"numbers must be the same .* got others in \[1\]"):
             distributed.check_alike("numbers", jax.process_index())
         with pytest.raises(ValueError, match=r"out must be .*, which holds a run already"):
             distributed.on_first(lambda: [training.claim_folder(folder, {}) for _ in range(2)])

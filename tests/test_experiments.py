@@ -143,7 +143,7 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["nothing"], "there is no experiment 'nothing'"),
+        (["nothing"], "NAME must be one of these, got 'nothing'."),
         (["parity", "--preset", "huge"], "preset must be one of demo, fojo, graves, cpu, paper"),
         (["wikipedia", "--preset=fojo"], "preset must be one of demo, lfact, graves, cpu, paper"),
         (["parity", "--tau", "-1"], "tau must be at least 0, got -1.0."),

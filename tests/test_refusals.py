@@ -6,6 +6,7 @@ another table and add it to `REFUSALS`.
 
 import dataclasses
 import re
+import types
 from collections.abc import Callable
 
 import jax
@@ -112,6 +113,42 @@ UNROLL = [
     ("export", exported, "loop must be 'scan' where jax.export leaves a dimension open"),
     ("twice", twice, "loop='while' has no reverse-mode derivative of its gradient"),
 ]
+returning = lambda *results: types.SimpleNamespace(
+    mean=True,
+    start=lambda zero: zero,
+    decide=lambda registers, n, halt: halt > 0.5,
+    update=lambda registers, n, halt, last: results[0] if len(results) == 1 else results,
+)
+ROW = jnp.zeros(2)
+RULES = [
+    (
+        "rule",
+        unroll(rule="graves"),
+        "rule must have mean, start, decide, update as a Rule does, got 'graves'",
+    ),
+    ("rule-class", unroll(rule=actjax.halting.Graves), "rule must be made, Graves(...), got the"),
+    ("rule-one", unroll(rule=returning(ROW)), "rule must return (registers, weight, extra) of an"),
+    (
+        "rule-two",
+        layers(rule=returning(ROW, ROW)),
+        "rule must return (registers, weight, extra) of",
+    ),
+    (
+        "rule-weight",
+        unroll(rule=returning(ROW, 1.0, None)),
+        "rule must give one float weight a row",
+    ),
+    (
+        "rule-registers",
+        unroll(rule=returning((ROW, ROW), ROW, None)),
+        "rule must update its registers to the structure, shapes and dtypes they started with",
+    ),
+    (
+        "cell",
+        lambda: actjax.ACT(3, 4, cell="gru", rngs=nnx.Rngs(0)),
+        "cell must be a class or a factory, nnx.GRUCell for one, got 'gru'.",
+    ),
+]
 FUNCTIONS = WithFunction(STATE, jax.nn.relu)
 PARAMS = [
     (f"params-{name}", call(params=params), f"params must hold arrays and numbers, got {got}")
@@ -159,7 +196,7 @@ BUDGETS = [
         "over_time must be 'sum' or 'mean'",
     ),
 ]
-REFUSALS = [*UNROLL, *PARAMS, *TASKS, *BUDGETS]
+REFUSALS = [*UNROLL, *RULES, *PARAMS, *TASKS, *BUDGETS]
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def test_files_in_the_usual_forms(puzzles, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "'.*' holds none"),
-        ("quizzes,solutions\n", "'.*' holds none"),
+        ("", "got none in '.*'"),
+        ("quizzes,solutions\n", "got none in '.*'"),
         (f"{SOLVED}\n", "line 1 of '.*' must hold a puzzle and its solution"),
         (f"12a4,{SOLVED}\n", "line 1 of '.*' must hold a puzzle and its solution"),
         (f"{SOLVED}1,{SOLVED}1\n", "line 1 of '.*' must hold two boards of one size, .* 17 and 17"),
@@ -124,7 +124,9 @@ def test_unreadable_files_are_refused(tmp_path):
     for name, data in ("none.csv", None), ("cut.csv.gz", gzip.compress(b"1,2\n" * 99)[:-9]):
         if data is not None:
             (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"puzzles cannot be read from '.*{name}'"):
+        with pytest.raises(
+            ValueError, match=f"puzzles must be a file that can be read, got '.*{name}'"
+        ):
             files.read(tmp_path / name)
 
 

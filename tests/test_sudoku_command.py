@@ -65,7 +65,7 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
         ("--heads", "3", "heads must be a divisor of hidden = 64, got 3"),
         ("--devices", "2", "devices must be 1: lanes are recycled on one, got 2"),
         ("--explore", "2", "explore must be a share from 0 to 1, got 2.0"),
-        ("--data", "/nowhere", "puzzles cannot be read from '/nowhere'"),
+        ("--data", "/nowhere", "puzzles must be a file that can be read, got '/nowhere'"),
     ],
 )
 def test_wrong_options_are_answered_with_one_sentence(option, value, sentence, capsys):

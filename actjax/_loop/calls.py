@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from actjax import _checks as checks
 from actjax._loop import adaptive, scan
 from actjax._loop.devices import by_device
-from actjax._loop.rows import fill_padding
+from actjax._loop.plan import lanes_of
+from actjax._loop.rows import fill_padding, without_keys
 from actjax.halting import Rule
 
 
@@ -31,13 +32,13 @@ class Unroll:
         xs = fill_padding(xs, lengths)
         first = jnp.ones(batch, bool)
         _check_step(self.step, lengths, params, state, _first(xs), first)
-        step, state, read = _without_keys(self.step, state)
+        step, state, read = without_keys(self.step, state)
         arguments = step, params, state, xs, lengths
         limits = {"max_steps": self.max_steps, "rule": self.rule}
         if self.loop == "scan":
             final, states, record = scan.masked_scan(*arguments, **limits)
         else:
-            lanes = _lanes(self.lanes, self.batch, batch, time)
+            lanes = lanes_of(self.lanes, self.batch, batch, time)
             options = limits | {"lanes": lanes, "segment": self.segment}
             final, states, record = adaptive.adaptive(*arguments, **options)
         return read(final), read(states), record
@@ -63,7 +64,7 @@ class UnrollLayers:
         limits = {"rule": self.rule}
         if self.loop == "scan":
             return scan.masked_scan_layers(self.step, params, layers, xs, lengths, **limits)
-        limits |= {"lanes": _lanes(self.lanes, self.batch, batch, time), "segment": self.segment}
+        limits |= {"lanes": lanes_of(self.lanes, self.batch, batch, time), "segment": self.segment}
         limits |= {"max_steps": jax.tree.leaves(layers.states)[0].shape[1]}
         return adaptive.adaptive_layers(self.step, params, layers, xs, lengths, **limits)
 
@@ -80,7 +81,7 @@ class Repeat:
         xs = fill_padding(xs, lengths)
         first = jnp.ones(jax.tree.leaves(xs)[0].shape[:1], bool)
         checks.check_step(self.step, params, state, _first(xs), first)
-        step, state, read = _without_keys(self.step, state)
+        step, state, read = without_keys(self.step, state)
         final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, self.repeats)
         return read(final), read(states), steps
 
@@ -117,30 +118,6 @@ def _by_value(step) -> bool:
     return True
 
 
-def _without_keys(step: Callable, state):
-    """A step whose PRNG keys in the state are the integers they are made of, that state, and the
-    way back."""
-    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    if not any(map(is_key, jax.tree.leaves(state))):
-        return step, state, lambda state: state
-    impls = [jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in jax.tree.leaves(state)]
-
-    def opened(state):
-        return jax.tree.map(lambda s: jax.random.key_data(s) if is_key(s) else s, state)
-
-    def read(state):
-        leaves, tree = jax.tree.flatten(state)
-        pairs = zip(leaves, impls, strict=True)
-        wrap = lambda s, impl: s if impl is None else jax.random.wrap_key_data(s, impl=impl)
-        return tree.unflatten([wrap(*pair) for pair in pairs])
-
-    def taken(params, state, x, first):
-        new, halt = step(params, read(state), x, first)
-        return opened(new), halt
-
-    return taken, opened(state), read
-
-
 def _check_step(step, lengths, params, state, *inputs):
     traced = checks.check_step(step, params, state, *inputs)
     checks.check_halts(traced, (params, state, *inputs), lengths)
@@ -148,15 +125,3 @@ def _check_step(step, lengths, params, state, *inputs):
 
 def _first(xs):
     return jax.tree.map(lambda leaf: leaf[:, 0], xs)
-
-
-def _lanes(lanes: int | None, total: int, batch: int, time: int) -> int:
-    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
-    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
-
-
-def _default_lanes(batch: int, time: int) -> int:
-    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small."""
-    if jax.default_backend() != "cpu" or time >= 16:
-        return batch
-    return max(16, batch // (2 if time >= 4 else 4))

@@ -229,3 +229,15 @@ def join(floats, others) -> Data:
     *with_floats, below = floats
     pair = lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)]
     return Data(*map(pair, with_floats, others[:3]), below, *others[3:])
+
+
+def lanes_of(lanes: int | None, total: int, batch: int, time: int) -> int:
+    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
+    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
+
+
+def _default_lanes(batch: int, time: int) -> int:
+    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small."""
+    if jax.default_backend() != "cpu" or time >= 16:
+        return batch
+    return max(16, batch // (2 if time >= 4 else 4))

@@ -1,6 +1,6 @@
 """Small tools for pytrees of arrays that lead with a row axis."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -144,3 +144,27 @@ def cast(tree: Any, like: Any) -> Any:
 def add(a: Any, b: Any) -> Any:
     """The sum in the dtypes of `a`."""
     return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+
+
+def without_keys(step: Callable, state):
+    """A step whose PRNG keys in the state are the integers they are made of, that state, and the
+    way back."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if not any(map(is_key, jax.tree.leaves(state))):
+        return step, state, lambda state: state
+    impls = [jax.random.key_impl(leaf) if is_key(leaf) else None for leaf in jax.tree.leaves(state)]
+
+    def opened(state):
+        return jax.tree.map(lambda s: jax.random.key_data(s) if is_key(s) else s, state)
+
+    def read(state):
+        leaves, tree = jax.tree.flatten(state)
+        pairs = zip(leaves, impls, strict=True)
+        wrap = lambda s, impl: s if impl is None else jax.random.wrap_key_data(s, impl=impl)
+        return tree.unflatten([wrap(*pair) for pair in pairs])
+
+    def taken(params, state, x, first):
+        new, halt = step(params, read(state), x, first)
+        return opened(new), halt
+
+    return taken, opened(state), read

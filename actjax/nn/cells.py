@@ -79,6 +79,10 @@ class Recurrent(nnx.Module):
                 "cell must be a class or a factory, which is told the sizes, "
                 f"got a {type(cell).__name__} that is made already."
             )
+        if not callable(cell):
+            raise ValueError(
+                f"cell must be a class or a factory, nnx.GRUCell for one, got {cell!r}."
+            )
         made = cell(in_features + flag, hidden_features, rngs=rngs, **options)
         if not isinstance(made, nnx.Module) or not hasattr(made, "initialize_carry"):
             raise ValueError(

@@ -138,7 +138,9 @@ def check_alike(name: str, value: object):
     digests = multihost_utils.process_allgather(digest).reshape(-1, digest.size)
     others = np.flatnonzero((digests != digests[0]).any(1))
     if others.size:
-        raise ValueError(f"{name} must be the same in all processes; not so in {others.tolist()}")
+        raise ValueError(
+            f"{name} must be the same in all processes, got others in {others.tolist()}."
+        )
 
 
 class _Others(Exception):

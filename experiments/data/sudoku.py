@@ -203,7 +203,9 @@ def read(path: str | pathlib.Path) -> Puzzles:
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"puzzles cannot be read from {str(path)!r}: {error}.") from error
+        raise ValueError(
+            f"puzzles must be a file that can be read, got {str(path)!r}: {error}."
+        ) from error
     names = [cell.strip().lower() for cell in rows[0]] if rows else []
     header = bool(names) and not names[0][:1].isdigit() and names[0][:1] not in BLANKS
     columns = [
@@ -215,7 +217,7 @@ def read(path: str | pathlib.Path) -> Puzzles:
         for number, row in enumerate(rows[header:], 1 + header)
     ]
     if not boards:
-        raise ValueError(f"puzzles must be one or more lines of a file, {str(path)!r} holds none.")
+        raise ValueError(f"puzzles must be one or more lines of a file, got none in {str(path)!r}.")
     found = _checked(boards, path, 1 + header)
     return Puzzles(found[:, 0], found[:, 1])
 

@@ -125,7 +125,11 @@ def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _figure(figure: sweeps.Figure, found) -> str:
-    title = f"{figure.number}: {figure.title}" if figure.number else figure.title.capitalize()
+    title = (
+        f"{figure.number}: {figure.title}"
+        if figure.number
+        else figure.title[0].upper() + figure.title[1:]
+    )
     parts = [f"<h3>{title}</h3>"]
     if figure.says:
         parts.append(markup.note(f"Paper: {figure.says}"))

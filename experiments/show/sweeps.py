@@ -82,7 +82,8 @@ def main(tasks: dict[str, Task], argv: list[str]):
     check_folder("results", options.results)
     drawn = draw(task, options.results)
     command = task.name if task.figures else f"sweep {task.name}"
-    allowed = f"a folder with what python -m experiments {command} --results FILE writes"
+    file = options.results / task.name / "NAME.json"
+    allowed = f"a folder with what python -m experiments {command} --results {file} writes"
     require(drawn, "results", allowed, str(options.results))
     rows = [{"figure": number, "shows": title, "file": str(path)} for number, title, path in drawn]
     print_table(f"Figures: {task.name}", rows)
