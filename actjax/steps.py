@@ -11,13 +11,14 @@ All work in every loop, and gradients go through them.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_positive
+from actjax._checks import check_number, check_positive, check_rows, shown
 from actjax._loop.rows import is_float
 from actjax._unroll import Step
 from actjax.halting import Graves, Rule, halting_dtype
@@ -55,8 +56,7 @@ def until_converged(
     >>> root[:, 0].round(2), ponder.steps
     (Array([  1., 100.], dtype=float32), Array([ 2, 11], dtype=int32))
     """
-    if not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise ValueError(f"tolerance must be a number above 0, got {tolerance!r}.")
+    check_number("tolerance", tolerance, 0, math.inf)
     distance = rms if distance is None else distance
     read = _floats if read is None else read
 
@@ -64,7 +64,12 @@ def until_converged(
         new, _ = step(params, state, x, first)
         old_output = read(params, jax.lax.stop_gradient(state))
         apart = distance(read(params, jax.lax.stop_gradient(new)), old_output)
-        return new, jnp.where(first | (apart >= tolerance), 0, 1).astype(halting_dtype(apart.dtype))
+        if getattr(apart, "shape", None) != first.shape or not is_float(apart):
+            raise ValueError(
+                f"distance must return one float a row, of shape {first.shape}, got {shown(apart)}."
+            )
+        at_rest = ~first & (apart < tolerance)  # which NaN never is
+        return new, at_rest.astype(halting_dtype(apart.dtype))
 
     return converging
 
@@ -135,7 +140,12 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
         and their `steps` are 0.
     """
     rule = Graves() if rule is None else rule
-    leaf = jax.tree.leaves(state)[0]
+    batch, count = check_rows("state", state, 2)
+    leaf = next((leaf for leaf in jax.tree.leaves(state) if is_float(leaf)), None)
+    if leaf is None:
+        raise ValueError("state must hold floating-point arrays, got none.")
+    if present is not None:
+        _check_present(present, (batch, count))
     zero = leaf.reshape(*leaf.shape[:2], -1)[..., 0].astype(halting_dtype(leaf.dtype)) * 0
     running = jnp.ones(zero.shape, bool) if present is None else jnp.asarray(present)
     running = running & (zero == 0)
@@ -146,6 +156,15 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
         lambda leaf, m: wide(leaf) if m and is_float(leaf) else leaf, state, flags
     )
     return Positions(state, result, zero.astype(jnp.int32), zero, registers, running)
+
+
+def _check_present(present: Any, shape: tuple[int, int]) -> None:
+    """Checks that `present` is bool ``[rows, S]``."""
+    if jnp.shape(present) != shape or jnp.result_type(present) != bool:
+        raise ValueError(
+            f"present must be bools of shape {shape}, "
+            f"got shape {jnp.shape(present)} of {jnp.result_type(present)}."
+        )
 
 
 def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step:
@@ -182,8 +201,18 @@ def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step
     rule = Graves() if rule is None else rule
 
     def positioned(params, positions: Positions, x, first):
+        if not isinstance(positions, Positions):
+            raise ValueError(
+                "state must be a Positions record, as start_positions makes it, "
+                f"got {type(positions).__name__}."
+            )
         state, result, steps, remainder, registers, running = positions
         new, halt = step(params, state, x, first)
+        if getattr(halt, "shape", None) != running.shape:
+            raise ValueError(
+                "step must return one halting probability a position, "
+                f"of shape {running.shape}, got {shown(halt)}."
+            )
         halt, n = halt.astype(remainder.dtype), steps + 1
         shape, flat = halt.shape, lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
         arguments = jax.tree.map(flat, (registers, n, halt))

@@ -111,8 +111,17 @@ class Recursive(nnx.Module):
     def _cycle(self, x, thought):
         answer, latent = thought
         for _ in range(self.latent_steps):
-            latent = self.network(x + answer + latent)
-        return Thought(self.network(answer + latent), latent)
+            latent = self._refined(x + answer + latent)
+        return Thought(self._refined(answer + latent), latent)
+
+    def _refined(self, x):
+        """What the network makes of `x`, in the dtype of `x`, in which thoughts are carried."""
+        y = self.network(x)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"network must return an array of the shape it is given, {x.shape}, got {y.shape}."
+            )
+        return y.astype(x.dtype)
 
     def logit(self, thought: Thought) -> jax.Array:
         """q: whether the answer is thought to be right, float ``[rows]``; its sigmoid is h^n."""
