@@ -160,7 +160,7 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
 
 def _check_present(present: Any, shape: tuple[int, int]) -> None:
     """Checks that `present` is bool ``[rows, S]``."""
-    if jnp.shape(present) != shape or jnp.result_type(present) != bool:
+    if jnp.shape(present) != shape or not jnp.issubdtype(jnp.result_type(present), jnp.bool_):
         raise ValueError(
             f"present must be bools of shape {shape}, "
             f"got shape {jnp.shape(present)} of {jnp.result_type(present)}."

@@ -153,7 +153,7 @@ def _checked(result: Any, lanes: Lanes) -> Any:
         )
     carried, done, metrics = parts
     check_like("carried of loss_fn", carried, lanes.carried)
-    if jnp.shape(done) != lanes.steps.shape or jnp.result_type(done) != bool:
+    if jnp.shape(done) != lanes.steps.shape or not jnp.issubdtype(jnp.result_type(done), jnp.bool_):
         raise ValueError(
             f"done of loss_fn must be bools of shape {lanes.steps.shape}, one a lane, "
             f"got shape {jnp.shape(done)} of {jnp.result_type(done)}."
