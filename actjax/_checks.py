@@ -39,6 +39,15 @@ def described(value: Any) -> str:
     return "a value traced by jit" if isinstance(value, jax.core.Tracer) else repr(value)
 
 
+def shown(result: Any) -> str:
+    """What an error says of a result of which a trace knows no more than its shape and dtype."""
+    if isinstance(result, tuple):
+        return f"({', '.join(map(shown, result))})"
+    if not hasattr(result, "shape"):
+        return type(result).__name__
+    return f"shape {result.shape} of {result.dtype}"
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         allowed = " or ".join(repr(choice) for choice in choices)
@@ -270,6 +279,19 @@ def check_halts(traced: Any, arguments: Any, lengths: Any) -> None:
         )
 
 
+def check_probabilities(name: str, halts: Any) -> None:
+    """Refuses halting probabilities outside [0, 1], where their values are known."""
+    if isinstance(halts, jax.core.Tracer):
+        return
+    slack = 4 * float(jnp.finfo(halts.dtype).eps)
+    values = np.asarray(halts, np.float64)
+    outside = (values < -slack) | (values > 1 + slack)
+    if outside.any():
+        raise ValueError(
+            f"{name} must be probabilities between 0 and 1, got {values[outside][0]:g}."
+        )
+
+
 def check_rule(rule: Any, state: Any) -> None:
     """Checks what the methods of `rule` return against its contract, without running them."""
     if isinstance(rule, type):
@@ -289,25 +311,24 @@ def check_rule(rule: Any, state: Any) -> None:
     before = jax.eval_shape(rule.start, halt)
     last = jax.eval_shape(rule.decide, before, n, halt)
     if getattr(last, "shape", None) != (2,) or last.dtype != bool:
-        raise ValueError(f"rule must decide by one bool a row, got {describe(last)}.")
-    updated = jax.eval_shape(rule.update, before, n, halt, last)
-    if not isinstance(updated, tuple) or len(updated) != 3:
-        count = len(updated) if isinstance(updated, tuple) else 1
-        raise ValueError(
-            f"rule must return (registers, weight, extra) of an update, got {count} of the 3."
-        )
-    after, weight, extra = updated
+        raise ValueError(f"rule must decide by one bool a row, got {shown(last)}.")
+    result = jax.eval_shape(rule.update, before, n, halt, last)
+    if not isinstance(result, tuple) or len(result) != 3:
+        kind = len(result) if isinstance(result, tuple) else type(result).__name__
+        raise ValueError(f"rule must update to (registers, weight, extra), got {kind}.")
+    after, weight, extra = result
     if describe(after) != describe(before):
         raise ValueError(
             "rule must update its registers to the structure, shapes and dtypes they started with, "
             f"{describe(before)}, got {describe(after)}."
         )
-    if getattr(weight, "shape", None) != (2,) or not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise ValueError(f"rule must give one float weight a row, got {describe(weight)}.")
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    if getattr(weight, "shape", None) != (2,) or not is_float(weight):
+        raise ValueError(f"rule must give one float weight a row, got {shown(weight)}.")
     for leaf in jax.tree.leaves((before, extra)):
-        if leaf.shape[:1] != (2,) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if leaf.shape[:1] != (2,) or not is_float(leaf):
             raise ValueError(
-                f"rule must hold and tell floats that lead with the row axis, got {describe(leaf)}."
+                f"rule must hold and tell floats that lead with the row axis, got {shown(leaf)}."
             )
 
 

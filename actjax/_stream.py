@@ -350,7 +350,11 @@ class _Ready(NamedTuple):
 
 def _loop(model, xs) -> tuple[Plan, Data, _Ready]:
     """The plan of a loop over ``[lanes, chunk, ...]`` inputs, its arrays, and what reads them."""
-    ready: Prepared = model.for_stream(xs)
+    ready = model.for_stream(xs)
+    if not isinstance(ready, Prepared):
+        raise ValueError(
+            f"model must return a Prepared record from for_stream, got {checks.shown(ready)}."
+        )
     step, params, state, inputs, max_steps, read, epsilon, rule, halts = ready
     lanes, chunk = checks.check_rows("inputs", inputs, 2)
     checks.check_limits(max_steps, epsilon)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from actjax._checks import check_limits, check_number, check_positive
+from actjax._checks import check_limits, check_number, check_positive, check_probabilities
 
 
 class Ponder(NamedTuple):
@@ -353,7 +353,8 @@ def halting_weights(
       `HaltingWeights`.
 
     Raises:
-      ValueError: no step along the last axis, or an epsilon that is not between 0 and 1.
+      ValueError: no step along the last axis, an epsilon that is not between 0 and 1, or halts that
+        are not, where their values are known.
 
     >>> weights, steps, _ = halting_weights(jnp.array([0.5, 0.3, 0.6, 0.9]))
     >>> int(steps), [round(float(p), 2) for p in weights]
@@ -365,7 +366,10 @@ def halting_weights(
         raise ValueError(
             f"halts must have shape [..., M] with at least one step, got {halts.shape}."
         )
+    if jnp.iscomplexobj(halts):
+        raise ValueError(f"halts must be real numbers, got {halts.dtype}.")
     halts = halts.astype(halting_dtype(halts.dtype))
+    check_probabilities("halts", halts)
     if rule is not None and not isinstance(rule, Graves):
         return _weights_step_by_step(halts, rule)
     totals = jnp.cumsum(halts, axis=-1)

@@ -12,13 +12,14 @@ All work in every loop, and gradients go through them.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_positive
+from actjax._checks import check_number, check_positive, check_rows, shown
 from actjax._loop.rows import is_float
 from actjax._unroll import Step
 from actjax.halting import Graves, Rule, halting_dtype
@@ -56,8 +57,7 @@ def until_converged(
     >>> root[:, 0].round(2), ponder.steps
     (Array([  1., 100.], dtype=float32), Array([ 2, 11], dtype=int32))
     """
-    if not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise ValueError(f"tolerance must be a number above 0, got {tolerance!r}.")
+    check_number("tolerance", tolerance, 0, math.inf)
     distance = rms if distance is None else distance
     return _Converging(step, tolerance, distance, _floats if read is None else read)
 
@@ -75,8 +75,12 @@ class _Converging:
         new, _ = self.step(params, state, x, first)
         output, before = (self.read(params, jax.lax.stop_gradient(s)) for s in (new, state))
         apart = self.distance(output, before)
-        halt = ~first & (apart < self.tolerance)
-        return new, halt.astype(halting_dtype(apart.dtype))
+        if getattr(apart, "shape", None) != first.shape or not is_float(apart):
+            raise ValueError(
+                f"distance must return one float a row, of shape {first.shape}, got {shown(apart)}."
+            )
+        at_rest = ~first & (apart < self.tolerance)  # which NaN never is
+        return new, at_rest.astype(halting_dtype(apart.dtype))
 
 
 def _floats(params: Any, state: Any) -> list:
@@ -147,7 +151,12 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
         and their `steps` are 0.
     """
     rule = Graves() if rule is None else rule
-    leaf = jax.tree.leaves(state)[0]
+    batch, count = check_rows("state", state, 2)
+    leaf = next((leaf for leaf in jax.tree.leaves(state) if is_float(leaf)), None)
+    if leaf is None:
+        raise ValueError("state must hold floating-point arrays, got none.")
+    if present is not None:
+        _check_present(present, (batch, count))
     zero = leaf.reshape(*leaf.shape[:2], -1)[..., 0].astype(halting_dtype(leaf.dtype)) * 0
     running = jnp.ones(zero.shape, bool) if present is None else jnp.asarray(present)
     running = running & (zero == 0)
@@ -162,6 +171,15 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
         lambda leaf, m: wide(leaf) if m and is_float(leaf) else leaf, state, flags
     )
     return Positions(state, result, zero.astype(jnp.int32), zero, registers, running, extra)
+
+
+def _check_present(present: Any, shape: tuple[int, int]) -> None:
+    """Checks that `present` is bool ``[rows, S]``."""
+    if jnp.shape(present) != shape or not jnp.issubdtype(jnp.result_type(present), jnp.bool_):
+        raise ValueError(
+            f"present must be bools of shape {shape}, "
+            f"got shape {jnp.shape(present)} of {jnp.result_type(present)}."
+        )
 
 
 def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step:
@@ -207,8 +225,18 @@ class _Positioned:
     rule: Rule
 
     def __call__(self, params, positions: Positions, x, first):
+        if not isinstance(positions, Positions):
+            raise ValueError(
+                "state must be a Positions record, as start_positions makes it, "
+                f"got {type(positions).__name__}."
+            )
         state, result, steps, remainder, registers, running, extra = positions
         new, halt = self.step(params, state, x, first)
+        if getattr(halt, "shape", None) != running.shape:
+            raise ValueError(
+                "step must return one halting probability a position, "
+                f"of shape {running.shape}, got {shown(halt)}."
+            )
         halt, n = halt.astype(remainder.dtype), steps + 1
         shape, flat = halt.shape, lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
         held, count, halts = jax.tree.map(flat, (registers, n, halt))

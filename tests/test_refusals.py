@@ -127,11 +127,15 @@ RULES = [
         "rule must have mean, start, decide, update as a Rule does, got 'graves'",
     ),
     ("rule-class", unroll(rule=actjax.halting.Graves), "rule must be made, Graves(...), got the"),
-    ("rule-one", unroll(rule=returning(ROW)), "rule must return (registers, weight, extra) of an"),
+    (
+        "rule-one",
+        unroll(rule=returning(ROW)),
+        "rule must update to (registers, weight, extra), got",
+    ),
     (
         "rule-two",
         layers(rule=returning(ROW, ROW)),
-        "rule must return (registers, weight, extra) of",
+        "rule must update to (registers, weight, extra), got 2",
     ),
     (
         "rule-weight",

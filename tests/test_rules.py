@@ -340,3 +340,84 @@ def test_what_is_no_rule_is_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             make()
+
+    class Pairs(Graves):
+        def update(self, total, n, halt, last):
+            return total, halt
+
+    with pytest.raises(ValueError, match=r"rule must update to \(registers, weight, extra\), got"):
+        run(Pairs())
+
+    class Numbers(Graves):
+        def update(self, total, n, halt, last):
+            return total, 1.0, None
+
+    with pytest.raises(ValueError, match=r"rule must give one float weight a row, got shape \(\)"):
+        run(Numbers())
+
+
+@pytest.mark.parametrize("rule", [None, Threshold()])
+def test_whole_rows_must_be_of_probabilities(rule):
+    with pytest.raises(ValueError, match=r"halts must be probabilities .*, got 3\.1"):
+        halting.halting_weights(jnp.array([0.5, 3.1]), rule=rule)
+    with pytest.raises(ValueError, match="halts must be real numbers, got complex64"):
+        halting.halting_weights(jnp.array([0.5, 0.1j]), rule=rule)
+
+
+def test_nan_is_no_rest():
+    step = actjax.steps.until_converged(
+        lambda params, state, x, first: (state * jnp.nan, None), tolerance=np.float32(0.1)
+    )
+    one = jnp.ones((2, 1))
+    _, record = actjax.ponder(step, (), one, one, max_steps=7, rule=Threshold())
+    assert record.steps.tolist() == [7, 7]
+
+
+def test_transformations_of_steps_refuse_in_a_sentence():
+    x = jnp.ones((3, 4, 2))
+    positions = actjax.steps.start_positions(x)
+    whole = lambda weight, state, x, first: (state, jax.nn.sigmoid(state[:, 0, 0]))
+    apart = actjax.steps.until_converged(
+        lambda params, state, x, first: (state, None), tolerance=0.1, distance=lambda a, b: a[0]
+    )
+    one = jnp.ones((2, 3))
+    run = lambda step, state, x: jax.eval_shape(
+        lambda: actjax.ponder(step, (), state, x, max_steps=3, rule=Threshold())
+    )
+    by_position = actjax.steps.by_position(whole, max_steps=3)
+    for make, sentence in (
+        (lambda: run(by_position, positions, x), "step must return one halting probability a posi"),
+        (lambda: run(by_position, x, x), "state must be a Positions record, as start_positions"),
+        (lambda: run(apart, one, one), "distance must return one float a row, of shape"),
+        (lambda: actjax.steps.start_positions(()), "state must hold at least one array of shape"),
+        (lambda: actjax.steps.start_positions(x.astype(int)), "state must hold floating-point arr"),
+        (
+            lambda: actjax.steps.start_positions(x, present=jnp.ones((3, 4))),
+            r"present must be bools of shape \(3, 4\), got shape \(3, 4\) of float32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            make()
+
+
+def test_a_universal_transformer_refuses_in_a_sentence():
+    make = lambda **options: actjax.UniversalTransformer(
+        8, 2, max_steps=2, rngs=nnx.Rngs(0), **options
+    )
+    for call, sentence in (
+        (lambda: make(hidden_features=0), "hidden_features must be an integer of at least 1"),
+        (lambda: make(lanes=0), "lanes must be an integer of at least 1, got 0"),
+        (lambda: make()(jnp.ones((1, 2, 8), int)), "x must hold floating-point numbers, got int32"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+def test_a_recursive_network_carries_thoughts_in_the_dtype_of_its_question():
+    x = jnp.ones((2, 5, 8))
+    half = nnx.Linear(8, 8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = actjax.Recursive(half, 8, latent_steps=2, cycles=2, rngs=nnx.Rngs(1))
+    assert model(x, model.start(x)).answer.dtype == jnp.float32
+    model = actjax.Recursive(nnx.Linear(8, 7, rngs=nnx.Rngs(0)), 8, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="network must return an array of the shape it is given"):
+        model(x, model.start(x))

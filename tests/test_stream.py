@@ -110,3 +110,12 @@ def test_what_cannot_be_streamed_is_refused():
         actjax.stream_batch(MODELS["act"], [np.ones((2, 3), int), SEQUENCES[0]])
     with pytest.raises(ValueError, match=r"at least one input, got \(0, 3\) at place 1"):
         actjax.stream_batch(MODELS["act"], [SEQUENCES[0], np.ones((0, 3))], lanes=2, chunk=4)
+
+
+def test_a_model_that_prepares_nothing_is_refused():
+    class Empty(nnx.Module):
+        def for_stream(self, xs):
+            return 3
+
+    with pytest.raises(ValueError, match="model must return a Prepared record from for_stream"):
+        list(actjax.stream(Empty(), [np.ones((2, 3), np.float32)]))

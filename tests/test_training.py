@@ -315,3 +315,20 @@ def test_progress_is_silent_away_from_a_terminal(capsys):
 
 if __name__ == "__main__":
     fit(training.claim_folder(pathlib.Path(sys.argv[1]), {"steps": STEPS}, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ({"a": "much"}, "metrics must hold arrays and numbers, got str at 'a'"),
+        ({"a": {"b": 1.0}}, "metrics must hold arrays and numbers, got dict at 'a'"),
+        ({1: 1.0}, "metrics must have strings for names, got 1"),
+        (None, r"loss_fn must return \(loss, metrics\) with a dict of metrics, got \(.*NoneType\)"),
+    ],
+)
+def test_metrics_that_are_none_are_refused(metrics, sentence):
+    step = training.make_train_step(sample, lambda *a: (loss_fn(*a)[0], metrics), OPTIMIZER)
+    model = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    state = training.init_state(model, OPTIMIZER)
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(step, state, jax.random.key(0), jnp.ones(3))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax._checks import check_positive
+from actjax._checks import check_positive, shown
 from actjax.learned.features import check_params
 from actjax.learned.transform import is_halted
 from actjax.training.state import as_transformation
@@ -76,7 +76,7 @@ def minimize(
     state = optimizer.init(params)
     result = jax.eval_shape(loss, params)
     if getattr(result, "shape", None) != () or not jnp.issubdtype(result.dtype, jnp.floating):
-        raise ValueError(f"loss must return one real floating-point number, got {result}.")
+        raise ValueError(f"loss must return one real floating-point number, got {shown(result)}.")
     if any(map(jnp.iscomplexobj, jax.tree.leaves(params))):
         _check_complex(state)
 

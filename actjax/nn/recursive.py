@@ -36,7 +36,7 @@ class Recursive(nnx.Module):
     answer: `actjax.halting.Threshold` makes the steps end at q > 0 and the last answer the result.
 
     Args:
-      network: ``[rows, ..., features] -> `` the same, say a stack of blocks.
+      network: from ``[rows, ..., features]`` to the same, say a stack of blocks.
       features: size of the last axis.
       latent_steps: n, updates of the latent in a cycle; 6 in the paper.
       cycles: T, cycles in a supervised step; 3 in the paper.
@@ -109,8 +109,17 @@ class Recursive(nnx.Module):
     def _cycle(self, x, thought):
         answer, latent = thought
         for _ in range(self.latent_steps):
-            latent = self.network(x + answer + latent)
-        return Thought(self.network(answer + latent), latent)
+            latent = self._refined(x + answer + latent)
+        return Thought(self._refined(answer + latent), latent)
+
+    def _refined(self, x):
+        """What the network makes of `x`, in the dtype of `x`, in which thoughts are carried."""
+        y = self.network(x)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"network must return an array of the shape it is given, {x.shape}, got {y.shape}."
+            )
+        return y.astype(x.dtype)
 
     def logit(self, thought: Thought) -> jax.Array:
         """q: whether the answer is thought to be right, float ``[rows]``; its sigmoid is h^n."""

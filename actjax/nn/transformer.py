@@ -65,7 +65,7 @@ class UniversalTransformer(nnx.Module):
         `PonderNet` or `Threshold`.
       halt: ``"positions"``, or ``"sequence"``: a sequence halts as a whole, by the halting unit of
         the mean of its positions.
-      block: ``[rows, S, features], mask -> `` the same, in the place of `Block`.
+      block: from ``[rows, S, features]`` and a mask to the same, in the place of `Block`.
       halt_bias: initial bias of the halting unit.
       loop, lanes: as in `actjax.unroll`. Fewer lanes than sequences keep those that are done from
         waiting for the slowest.
@@ -98,6 +98,10 @@ class UniversalTransformer(nnx.Module):
         check_limits(max_steps, 0.01)
         check_choice("halt", halt, ("positions", "sequence"))
         check_choice("loop", loop, ("while", "scan"))
+        if hidden_features is not None:
+            check_positive("hidden_features", hidden_features)
+        if lanes is not None:
+            check_positive("lanes", lanes)
         if features % heads:
             raise ValueError(f"heads must divide features = {features}, got {heads!r}.")
         self.features, self.max_steps, self.dtype = features, max_steps, dtype
@@ -148,6 +152,8 @@ class UniversalTransformer(nnx.Module):
                 f"x must have shape [batch, positions, {self.features}] with no empty axis, "
                 f"got {x.shape}."
             )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x must hold floating-point numbers, got {x.dtype}.")
         x = x if self.dtype is None else x.astype(self.dtype)
         batch, count = x.shape[:2]
         if lengths is None:

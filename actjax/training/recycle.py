@@ -1,12 +1,10 @@
 """Deep supervision with recycled lanes: training as recursive reasoners do it, in one program.
 
-    lanes      each holds a row of a batch, the state that its last step left, its count of steps
-    an update  one supervised step on every lane, with a loss and a gradient of its own; the state
-               goes on to the next update without its gradient
-    a lane     whose network says that it is done, or that is at the limit, takes a new row
-
-as HRM (Wang et al. 2025) and TRM (Jolicoeur-Martineau 2025) are trained, so that an update costs
-one step whatever the rows need, and rows that are done make place at once.
+A lane holds a row of a batch, the state that its last step left, and its count of steps. An update
+takes one supervised step on every lane, with a loss and a gradient of its own; the state goes on to
+the next update without its gradient. A lane whose network says that it is done, or that is at the
+limit, takes a new row. So HRM (Wang et al. 2025) and TRM (Jolicoeur-Martineau 2025) are trained: an
+update costs one step whatever the rows need, and rows that are done make place at once.
 """
 
 from collections.abc import Callable
@@ -17,12 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from actjax._checks import check_positive
+from actjax._checks import check_like, check_positive, shown
 from actjax._loop.rows import select
 from actjax.training.state import TrainState, init_state
-from actjax.training.step import Sample, TrainStep, make_train_step
-
-_NEXT = "next"  # where a step's new lanes travel among the metrics
+from actjax.training.step import NEXT, Sample, TrainStep, make_train_step
 
 
 class Lanes(NamedTuple):
@@ -87,7 +83,7 @@ def make_recycled_step(
     ['gradient_norm', 'loss', 'recycled']
     """
     check_positive("max_steps", max_steps)
-    if not 0 <= explore <= 1:
+    if not isinstance(explore, (int, float)) or not 0 <= explore <= 1:
         raise ValueError(f"explore must be a share from 0 to 1, got {explore!r}.")
 
     def drawn(key: Array, data: Any):
@@ -96,22 +92,27 @@ def make_recycled_step(
         return batch, _draw_least(least_key, _rows(batch), max_steps, explore)
 
     def loss_of(model, fresh, lanes: Lanes):
-        loss, (carried, done, metrics) = loss_fn(model, lanes.batch, lanes.carried)
+        loss, (carried, done, metrics) = _checked(loss_fn(model, lanes.batch, lanes.carried), lanes)
         steps = lanes.steps + 1
         ended = (done & (steps >= lanes.least)) | (steps >= max_steps)
         lanes = lanes._replace(carried=lax.stop_gradient(carried), steps=steps)
         metrics = {**metrics, "recycled": ended.astype(loss.dtype).mean()}
-        return loss, metrics | {_NEXT: (ended, lanes, fresh)}
+        return loss, metrics | {NEXT: (ended, lanes, fresh)}
 
     inner = make_train_step(
-        drawn, loss_of, optimizer, wrt=wrt, control=lambda lanes, metrics: metrics[_NEXT]
+        drawn, loss_of, optimizer, wrt=wrt, control=lambda lanes, metrics: metrics[NEXT]
     )
 
     def train_step(state: TrainState, key: Array, data: Any = ()):
+        if not isinstance(state.extra, Lanes):
+            raise ValueError(
+                "state must be that of init_recycled, with its lanes in extra, "
+                f"got {type(state.extra).__name__}."
+            )
         state, metrics = inner(state, key, data)
         ended, lanes, (batch, least) = state.extra
         fresh = Lanes(batch, start(state.model, batch), jnp.zeros_like(lanes.steps), least)
-        del metrics[_NEXT]
+        del metrics[NEXT]
         return state._replace(extra=select(ended, fresh, lanes)), metrics
 
     return train_step
@@ -138,6 +139,27 @@ def init_recycled(
     zero = jnp.zeros(_rows(batch), jnp.int32)
     lanes = Lanes(batch, start(model, batch), zero, zero)
     return init_state(model, optimizer, lanes, wrt=wrt)
+
+
+def _checked(result: Any, lanes: Lanes) -> Any:
+    """What `loss_fn` returned, if it is what it has to be."""
+    parts = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+    if not isinstance(parts, tuple) or len(parts) != 3 or not isinstance(parts[2], dict):
+        raise ValueError(
+            "loss_fn must return (loss, (carried, done, metrics)) with a dict of metrics, "
+            f"got {shown(result)}."
+        )
+    carried, done, metrics = parts
+    check_like("carried of loss_fn", carried, lanes.carried)
+    if jnp.shape(done) != lanes.steps.shape or not jnp.issubdtype(jnp.result_type(done), jnp.bool_):
+        raise ValueError(
+            f"done of loss_fn must be bools of shape {lanes.steps.shape}, one a lane, "
+            f"got shape {jnp.shape(done)} of {jnp.result_type(done)}."
+        )
+    taken = sorted({"recycled", NEXT} & metrics.keys())
+    if taken:
+        raise ValueError(f"metrics must have other names than the step's own, got {taken[0]!r}.")
+    return result
 
 
 def _rows(batch: Any) -> int:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
+from actjax._checks import shown
 from actjax.training.compiler import jit_by_model
 from actjax.training.partition import carried, hide, merge, named, rewrite, show, split, writes
 from actjax.training.sharding import make_shared
@@ -22,6 +24,8 @@ LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 # train_step(state, key, data) -> (state, metrics), metrics holding "loss" and "gradient_norm"; it
 # may have an attribute `finish`, a `Finish`
 TrainStep = Callable[[TrainState, Array, Any], tuple[TrainState, dict[str, Array]]]
+_NUMBERS = (bool, int, float, np.generic, np.ndarray, Array)
+NEXT = "next"  # among the metrics, where a recycled step's new lanes travel
 RESERVED = ("step", "seconds", "updates_per_second", "members")  # of rows, beside their metrics
 
 
@@ -122,8 +126,15 @@ def make_train_step(
 def _checked(result: Any) -> tuple[Array, dict[str, Array]]:
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise ValueError(
-            f"loss_fn must return (loss, metrics) with a dict of metrics, got {type(result)}."
+            f"loss_fn must return (loss, metrics) with a dict of metrics, got {shown(result)}."
         )
+    for name, value in result[1].items():
+        if not isinstance(name, str):
+            raise ValueError(f"metrics must have strings for names, got {name!r}.")
+        if name != NEXT and not isinstance(value, _NUMBERS):
+            raise ValueError(
+                f"metrics must hold arrays and numbers, got {type(value).__name__} at {name!r}."
+            )
     loss = result[0]
     if jnp.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise ValueError(
