@@ -256,5 +256,5 @@ def test_f1_equals_a_slow_reference():
             expected = slow_f1(predictions[here, s, k], targets[here, s, k], 5)
             np.testing.assert_allclose(found[s, k], expected, rtol=1e-6)
     assert found[0, 0] == 1 and found[1, 1] == 0
-    with pytest.raises(ValueError, match="predictions, targets and mask must be"):
+    with pytest.raises(ValueError, match="predictions, targets and mask must have"):
         losses.confusion(jnp.zeros((2, 3)), jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool), classes=5)
