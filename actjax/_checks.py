@@ -24,6 +24,8 @@ def check_number(name: str, value: Any, low: float, high: float, *, include_low=
         return
     if not number or not low < value < high:
         kind = f"between {low} (included) and" if include_low else f"strictly between {low} and"
+        if high == float("inf"):
+            kind, high = "above", low
         raise ValueError(f"{name} must be a number {kind} {high}, got {described(value)}.")
 
 
@@ -281,9 +283,11 @@ def check_halts(traced: Any, arguments: Any, lengths: Any) -> None:
 
 def check_probabilities(name: str, halts: Any) -> None:
     """Refuses halting probabilities outside [0, 1], where their values are known."""
+    if jnp.iscomplexobj(halts):
+        raise ValueError(f"{name} must be real numbers, got {halts.dtype}.")
     if isinstance(halts, jax.core.Tracer):
         return
-    slack = 4 * float(jnp.finfo(halts.dtype).eps)
+    slack = 4 * float(jnp.finfo(jnp.promote_types(halts.dtype, jnp.float16)).eps)
     values = np.asarray(halts, np.float64)
     outside = (values < -slack) | (values > 1 + slack)
     if outside.any():
@@ -314,7 +318,7 @@ def check_rule(rule: Any, state: Any) -> None:
         raise ValueError(f"rule must decide by one bool a row, got {shown(last)}.")
     result = jax.eval_shape(rule.update, before, n, halt, last)
     if not isinstance(result, tuple) or len(result) != 3:
-        kind = len(result) if isinstance(result, tuple) else type(result).__name__
+        kind = len(result) if isinstance(result, tuple) else shown(result)
         raise ValueError(f"rule must update to (registers, weight, extra), got {kind}.")
     after, weight, extra = result
     if describe(after) != describe(before):

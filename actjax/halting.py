@@ -341,8 +341,7 @@ def halting_weights(
 ) -> HaltingWeights:
     """Applies a rule to all M halting probabilities of each row at once.
 
-    Use it where every step has been computed anyway. Differentiable in `halts`, with the same
-    gradient as the loops.
+    For where every step has been computed anyway; differentiable, with the gradient of the loops.
 
     Args:
       halts: float ``[..., M]``. h^1 .. h^M along the last axis; its length is the limit M.
@@ -353,8 +352,7 @@ def halting_weights(
       `HaltingWeights`.
 
     Raises:
-      ValueError: no step along the last axis, an epsilon that is not between 0 and 1, or halts that
-        are not, where their values are known.
+      ValueError: no step along the last axis, or an epsilon or known halts not between 0 and 1.
 
     >>> weights, steps, _ = halting_weights(jnp.array([0.5, 0.3, 0.6, 0.9]))
     >>> int(steps), [round(float(p), 2) for p in weights]
@@ -366,10 +364,8 @@ def halting_weights(
         raise ValueError(
             f"halts must have shape [..., M] with at least one step, got {halts.shape}."
         )
-    if jnp.iscomplexobj(halts):
-        raise ValueError(f"halts must be real numbers, got {halts.dtype}.")
-    halts = halts.astype(halting_dtype(halts.dtype))
     check_probabilities("halts", halts)
+    halts = halts.astype(halting_dtype(halts.dtype))
     if rule is not None and not isinstance(rule, Graves):
         return _weights_step_by_step(halts, rule)
     totals = jnp.cumsum(halts, axis=-1)
