@@ -260,7 +260,7 @@ def test_a_run_shorter_than_its_first_validation_is_validated():
         ),
         (
             lambda: minimize(optax.sgd(0.1), lambda x: x, jnp.ones(3), max_steps=1),
-            "loss must return one real floating-point number, got shape (3,) of float32",
+            r"loss must return one real floating-point number, got shape \(3,\) of float32",
         ),
         (
             lambda: minimize(optax.sgd(0.1), lambda z: z, 1j, max_steps=1),
