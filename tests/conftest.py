@@ -38,6 +38,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # or small programs stay as they are, with other bits than elsewhere
 
 
 @pytest.fixture
