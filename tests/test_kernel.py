@@ -178,10 +178,17 @@ def test_lowers_in_shard_map(segment, count):
     xs, state = data(model, 4, 2)
     gradient = jax.grad(lambda model, *rest: loss(model, *rest, segment=segment)[0])
     rows = jax.P("data")
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    axes = (1,), ("data",), (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh(*axes)
+    if jax.__version_info__ >= (0, 12):  # which wants to be told of a device, by the mesh itself
+        mesh = jax.sharding.AbstractMesh(*axes, abstract_device=abstract_gpu())
     specs = {"in_specs": (jax.P(), rows, rows), "out_specs": jax.P()}
     shared = jax.shard_map(gradient, mesh=mesh, **specs)
     assert kernels_for_cuda(shared, model, xs, state) == count
+
+
+def abstract_gpu():
+    return jax.sharding.AbstractDevice("NVIDIA H100", 132, "gpu")
 
 
 def kernels_for_cuda(function, *arguments) -> int:
@@ -191,8 +198,7 @@ def kernels_for_cuda(function, *arguments) -> int:
     except RuntimeError as error:  # later versions of JAX want to be told of a device
         if "AbstractDevice" not in str(error):
             raise
-        device = jax.sharding.AbstractDevice("NVIDIA H100", 132, "gpu")
-        mesh = jax.sharding.AbstractMesh((), (), (), abstract_device=device)
+        mesh = jax.sharding.AbstractMesh((), (), (), abstract_device=abstract_gpu())
         with jax.sharding.use_abstract_mesh(mesh):
             lowered = lower()
     calls = re.findall(r"custom_call @(\S*triton\w*)", lowered.as_text())
