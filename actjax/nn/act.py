@@ -100,14 +100,13 @@ class ACT(Recurrent):
           ValueError: an argument of the wrong shape, a cell that changes its variables when it is
             called (as `nnx.BatchNorm` does in training), or one that draws noise without `rngs`.
         """
-        wide = None
-        if self.loop != "kernel":
-            wide = widened(self, wanted(self.hidden_features))
+        kernels = self.loop == "kernel"
+        wide = None if kernels else widened(self, wanted(self.hidden_features))
         if wide is not None:
             return _narrow(self, wide, xs, initial_state, lengths)
         prepared = self.prepare(xs, initial_state, self.halt, lengths, rngs)
         options = {"max_steps": self.max_steps, "lengths": lengths, "lanes": self.lanes}
-        if self.loop == "kernel":
+        if kernels:
             epsilon = self.epsilon if self.rule is None else self.rule.epsilon
             return kernel.run(*prepared, kind=type(self.cell), epsilon=epsilon, **options)
         options |= {"epsilon": self.epsilon, "rule": self.rule}
