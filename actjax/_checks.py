@@ -287,7 +287,8 @@ def check_probabilities(name: str, halts: Any) -> None:
         raise ValueError(f"{name} must be real numbers, got {halts.dtype}.")
     if isinstance(halts, jax.core.Tracer):
         return
-    slack = 4 * float(jnp.finfo(jnp.promote_types(halts.dtype, jnp.float16)).eps)
+    inexact = jnp.issubdtype(halts.dtype, jnp.inexact)
+    slack = 4 * float(jnp.finfo(halts.dtype).eps) if inexact else 0.0
     values = np.asarray(halts, np.float64)
     outside = (values < -slack) | (values > 1 + slack)
     if outside.any():
