@@ -14,6 +14,7 @@ from actjax import Seq2Seq, training
 from actjax._checks import check_choice, check_positive
 from actjax.training.metrics import plain
 from experiments import data, options, record, run
+from experiments.data import intraday
 from experiments.evaluation import member as member_of
 from experiments.network import make_core
 from experiments.options import Options, as_json, check_one_process, pick, require
@@ -34,7 +35,8 @@ class Finance(Options):
 
     Networks of several seeds and instances train as one program; each is tested with the weights
     of its best validation F1. Presets: demo (one network, a minute), cpu (three instances and three
-    seeds, minutes on one core) and paper (50 weeks of 5-minute data given with --prices).
+    seeds, minutes on one core), intraday (three seeds on the made five-minute series) and paper
+    (50 weeks of 5-minute data given with --prices).
     """
 
     model: Literal["rnn", "act", "lfact"] = "lfact"
@@ -50,8 +52,9 @@ class Finance(Options):
     """Weight of the losses of lfact's intermediate layers, in mode rnn (seq2seq has none)."""
 
     prices: str = "etf"
-    """etf (daily closes of 22 ETFs, in this repository) or the path of a CSV file, .gz or not:
-    dates first, then a column an instrument."""
+    """etf (daily closes of 22 ETFs, in this repository), intraday (a made series of five-minute
+    prices, of the paper's size) or the path of a CSV file, .gz or not: dates first, then a column
+    an instrument."""
     train: int = 1000
     """Length of the training period."""
     validation: int = 125
@@ -82,9 +85,12 @@ class Finance(Options):
 PAPER = {"cell": "gru", "hidden": 128, "max_steps": 5, "tau": 1e-3, "learning_rate": 5e-4}
 WEEKS = {"unit": "weeks", "train": 50, "validation": 1, "test": 1}
 ROWS = {"batch_size": 32, "log_every": 50}
+MADE = {"prices": "intraday", "train": 38_000, "validation": 3900, "test": 4900, "instances": 1}
+MADE |= {"batch_size": 32, "log_every": 200, "steps": 1200, "checkpoint_every": 400, "seeds": 3}
 PRESETS = {
     "demo": Finance(**PAPER, **ROWS, steps=300, checkpoint_every=100, instance="2"),
     "cpu": Finance(**PAPER, **ROWS, steps=1200, checkpoint_every=200, seeds=3),
+    "intraday": Finance(**PAPER, **MADE),
     "paper": Finance(**PAPER, **WEEKS, batch_size=128, steps=20_000, log_every=200),
 }
 
@@ -104,7 +110,11 @@ def main(argv: list[str]):
 
 
 def load_prices(source: str) -> prices.Prices:
-    """Daily closes of the 22 ETFs shipped ("etf"), or a file as `prices.read` wants it."""
+    """Daily closes of the 22 ETFs shipped ("etf"), the made series ("intraday"), or a file as
+    `prices.read` wants it."""
+    if source == "intraday":
+        made = intraday.draw()
+        return prices.Prices(made.dates, intraday.NAMES, made.values)
     return prices.read(data.DAILY_CLOSES if source == "etf" else source)
 
 

@@ -163,14 +163,16 @@ def objective(options: Wikipedia):
 
 
 def measure(options: Wikipedia, networks: Network, test: Test) -> list[dict[str, Any]]:
-    """`evaluate` of every member on the test windows, with N_t by step for the others too."""
+    """`evaluate` of every member on the test windows; bits and N_t by step for the others too."""
     found = []
     for index in range(len(jax.tree.leaves(networks)[0])):
         network = evaluation.member(networks, index)
         batches = {**test.others, "test": test.batch}
         parts = {name: evaluate(network, batch, options) for name, batch in batches.items()}
+        kept = "bits_per_character", "bits_per_character_standard_error", "ponder_steps"
+        sets = {name: {key: part[key] for key in kept} for name, part in parts.items()}
         steps = {name: part["steps_by_step"] for name, part in parts.items()}
-        found.append(parts["test"] | {"steps_by_step": steps})
+        found.append(parts["test"] | {"sets": sets, "steps_by_step": steps})
     return found
 
 
