@@ -1,7 +1,7 @@
 """Optax's optimizers with their learning rate tuned: what a learned optimizer must beat."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,15 @@ MAKE = {
     "adam9": functools.partial(optax.adam, b1=0.9, b2=0.9),
 }
 RATES = tuple(10.0 ** (k / 4) for k in range(-10, 3))  # quarter decades
-IMAGE_RATES = tuple(10.0 ** (k / 4) for k in range(-12, 1))
+IMAGE_RATES = tuple(10.0 ** (k / 8) for k in range(-20, 1))  # eighth decades
 TUNING_SEED = 11
+
+
+class Found(NamedTuple):
+    """Losses [steps, problems], and the parameters at the end, leaves [problems, ...]."""
+
+    losses: jax.Array
+    params: Any
 
 
 def curves(
@@ -34,8 +41,8 @@ def curves(
     steps: int,
     data: Any = (),
     validation: bool = False,
-) -> jax.Array:
-    """Losses after each update on `count` fresh problems: float [steps, count].
+) -> Found:
+    """Losses after each update on `count` fresh problems, and where they end.
 
     Problems and minibatches are those that `actjax.learned.meta.start` draws with this key.
     """
@@ -55,11 +62,13 @@ def curves(
             after = jax.random.fold_in(batch_key, index + 1)
             return (params, state), score(params, problem, after)
 
-        return lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[1]
+        start = params, optimizer.init(params)
+        (params, _), losses = lax.scan(step, start, jnp.arange(steps))
+        return losses, params
 
     key_problem, key_batch = jax.random.split(key)
     keys = jax.random.split(key_problem, count), jax.random.split(key_batch, count)
-    return jax.vmap(one, out_axes=1)(*keys)
+    return Found(*jax.vmap(one, out_axes=(1, 0))(*keys))
 
 
 def tune(
@@ -69,14 +78,19 @@ def tune(
     *,
     data: Any = (),
     grid: tuple[float, ...] = RATES,
+    validation: bool = False,
 ) -> dict[str, float]:
-    """The learning rates with the lowest mean final and mean summed loss on held-out problems."""
+    """The learning rates with the lowest mean final and mean summed loss on held-out problems.
+
+    With `validation` the loss is the one on held-out minibatches, by which images are judged.
+    """
 
     @jax.jit
     def run(learning_rate, data):
         sizes = {"count": options.tuning_size, "steps": options.horizon, "data": data}
         key = jax.random.key(TUNING_SEED)
-        found = curves(make_family, name, learning_rate, key, **sizes)
+        score = {"validation": validation}
+        found = curves(make_family, name, learning_rate, key, **sizes, **score).losses
         return found[-1].mean(), found.mean(1).sum()
 
     scores = np.array([run(rate, data) for rate in grid], np.float64)

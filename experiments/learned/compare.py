@@ -72,7 +72,7 @@ def report(
 ) -> dict[str, Any]:
     """Tests an optimizer beside the baselines, writes result.json and draws its figures."""
     began = time.perf_counter()
-    family, found, drawn = problem.make_family(options), {}, {}
+    family, found, drawn, losses = problem.make_family(options), {}, {}, None
     if learned is not None:
         test = test_on_images if problem.model else test_on_functions
         found, losses = test(problem, options, learned, folder, family, data)
@@ -80,7 +80,7 @@ def report(
     names = (options.optimizer,)
     if learned is not None:
         names = (("adam",) if problem.model else BASELINES) if options.baselines else ()
-    found["baselines"], more = test_baselines(problem, options, names, family, data)
+    found["baselines"], more = test_baselines(problem, options, names, family, data, losses)
     figures.loss_curves(folder / "loss.png", drawn | more, ylabel=problem.ylabel)
     rows = training.read_metrics(folder / "metrics.jsonl")
     result = {
@@ -114,6 +114,10 @@ def test_on_functions(
     found = {"learned": evaluate.summarise(curves["losses"])}
     if options.optimizer == "act":
         found["halting"] = halting = evaluate.halting(curves, options)
+        small = dataclasses.replace(options, test_size=options.tuning_size)
+        seen = {"steps": options.horizon, "data": data, "seed": evaluate.VALIDATION_SEED}
+        validation = evaluate.test_curves(learned, family, small, **seen)
+        halting["chosen_on_validation"] = evaluate.chosen_on_validation(validation, curves, options)
         compared, frontier = ("mass", "price", "gradient_norm", "plateau"), halting["frontier"]
         found["dominance"] = {rule: evaluate.dominance(frontier, rule) for rule in compared}
         figures.frontier(folder / "frontier.png", halting, ylabel=problem.ylabel)
@@ -127,8 +131,9 @@ def test_on_images(
     problem: Problem, options: LearnedOptions, learned, folder: pathlib.Path, family, data
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on held-out minibatches, and its losses [problems, steps]."""
-    heldout, scores, right = evaluate.image_curves(learned, family, problem.model, options, data)
-    more = {"sum": float(heldout.sum(1).mean()), "test_accuracy": evaluate.spread(right[:, -1])}
+    curves, final = evaluate.image_curves(learned, family, problem.model, options, data)
+    heldout, scores, right = curves
+    more = {"sum": float(heldout.sum(1).mean()), "test_accuracy": evaluate.spread(final)}
     found = {"learned": evaluate.summarise(heldout) | more}
     if options.optimizer == "act":
         found["halting"] = evaluate.image_halting(options, heldout, scores, right)
@@ -136,36 +141,61 @@ def test_on_images(
 
 
 def test_baselines(
-    problem: Problem, options: LearnedOptions, names: tuple[str, ...], family, data
+    problem: Problem,
+    options: LearnedOptions,
+    names: tuple[str, ...],
+    family,
+    data,
+    learned: np.ndarray | None,
 ) -> tuple[dict[str, Any], Drawn]:
     """Baselines at the learning rates with the lowest final and summed loss on held-out problems.
 
-    They are tested on the problems that learned optimizers are tested on.
+    They are tested on the problems that learned optimizers are tested on. Beside `learned`, losses
+    [problems, steps] on them, each row has "learned_less": the optimizer's loss less the baseline's
+    at the milestones, paired, and of their sums for images.
     """
     rows, drawn = {}, {}
     grid = baselines.IMAGE_RATES if problem.model else baselines.RATES
     count, keys = evaluate.test_keys(options, rounds=problem.model is None)
     for name in names:
-        rates = baselines.tune(family, name, options, data=data, grid=grid)
+        shown = {"data": data, "validation": problem.model is not None}
+        rates = baselines.tune(family, name, options, grid=grid, **shown)
 
         @jax.jit
         def test(rate, key, data, name=name):
             sizes = {"count": count, "steps": options.test_steps}
             score = problem.model is not None
-            return baselines.curves(family, name, rate, key, **sizes, data=data, validation=score)
+            found = baselines.curves(family, name, rate, key, **sizes, data=data, validation=score)
+            if not score:
+                return found.losses, None
+            right = evaluate.final_accuracy(problem.model, found.params, data[1], axis=0)
+            return found.losses, right
 
         rows[name], tested = {}, {}
         for aim, rate in rates.items():
             if rate not in tested:
-                parts = [np.asarray(test(rate, key, data).T) for key in keys]
-                tested[rate] = np.concatenate(parts)
-            losses = tested[rate]
-            summed = {"sum": float(losses.sum(1).mean())} if problem.model else {}
-            rows[name][aim] = {"learning_rate": rate, **summed, **evaluate.summarise(losses)}
+                parts = [test(rate, key, data) for key in keys]
+                losses = np.concatenate([np.asarray(part).T for part, _ in parts])
+                tested[rate] = losses, parts[0][1]
+            losses, right = tested[rate]
+            row = {"learning_rate": rate, **evaluate.summarise(losses)}
+            if problem.model:
+                row["sum"] = float(losses.sum(1).mean())
+                row["test_accuracy"] = evaluate.spread(right)
+            if learned is not None:
+                row["learned_less"] = _paired(learned, losses, summed=problem.model is not None)
+            rows[name][aim] = row
             if aim == "final" or problem.model:
                 title = name if aim == "final" else f"{name}, tuned for the sum"
                 drawn[title] = figures.bands(losses)
     return rows, drawn
+
+
+def _paired(ours: np.ndarray, others: np.ndarray, *, summed: bool) -> dict[str, Any]:
+    """What ours lie below others, paired, at the milestones and of the sums."""
+    steps = [step for step in evaluate.MILESTONES if step <= min(ours.shape[1], others.shape[1])]
+    less = {str(n): evaluate.paired(ours[:, n - 1], others[:, n - 1]) for n in steps}
+    return less | ({"sum": evaluate.paired(ours.sum(1), others.sum(1))} if summed else {})
 
 
 def _prior(options: LearnedOptions) -> np.ndarray | None:

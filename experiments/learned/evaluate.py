@@ -12,17 +12,23 @@ from actjax.learned.problems import Images
 from actjax.learned.problems.classifier import Model, accuracy
 from actjax.learned.stopping import at_step, first_step, halting_states, oracle_steps
 from actjax.learned.transform import default_rule
+from experiments.learned import thresholds
 from experiments.learned.options import LearnedOptions
 from experiments.learned.train import posterior
 
 TEST_SEED = 2017
+VALIDATION_SEED = 2018  # of the problems on which thresholds of stopping rules are chosen
+PRICES = (1, 3)  # at which stopping rules are compared, in units of the objective's own
+TIE = 1e-6  # nats: less than this between two losses is rounding
 CHUNK = 2000
 MILESTONES = (10, 30, 50, 100, 200)
 
 
-def test_keys(options: LearnedOptions, *, rounds: bool = True) -> tuple[int, list[jax.Array]]:
+def test_keys(
+    options: LearnedOptions, *, rounds: bool = True, seed: int = TEST_SEED
+) -> tuple[int, list[jax.Array]]:
     """How many fresh problems are tested at once, and the key of each such round."""
-    key = jax.random.key(TEST_SEED)
+    key = jax.random.key(seed)
     if not rounds:
         return options.test_size, [key]
     count = min(CHUNK, options.test_size)
@@ -30,7 +36,13 @@ def test_keys(options: LearnedOptions, *, rounds: bool = True) -> tuple[int, lis
 
 
 def test_curves(
-    learned, make_family, options: LearnedOptions, *, steps: int, data: Any = ()
+    learned,
+    make_family,
+    options: LearnedOptions,
+    *,
+    steps: int,
+    data: Any = (),
+    seed: int = TEST_SEED,
 ) -> dict[str, np.ndarray]:
     """Losses, halting scores [problems, steps] and difficulty [problems] on fresh problems."""
 
@@ -50,7 +62,7 @@ def test_curves(
         _, (losses, scores, norms) = jax.lax.scan(step, rollout, length=steps)
         return losses.T, scores.T, norms.T, difficulty
 
-    _, keys = test_keys(options)
+    _, keys = test_keys(options, seed=seed)
     parts = [chunk(learned, key, data) for key in keys]
     names = ("losses", "scores", "norms", "difficulty")
     return {
@@ -61,8 +73,9 @@ def test_curves(
 
 def image_curves(
     learned, make_family, model: Model, options: LearnedOptions, data
-) -> list[np.ndarray]:
-    """Held-out losses, halting scores and test accuracy after each step: [problems, steps] each."""
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Held-out losses, halting scores and accuracy on 1000 test images after each step, each
+    [problems, steps], and the accuracy on all test images at the end, [problems]."""
     count, (key,) = test_keys(options, rounds=False)
 
     @jax.jit
@@ -79,9 +92,17 @@ def image_curves(
             right = jax.vmap(lambda p: accuracy(model, p, images), in_axes=-1)(rollout.params)
             return rollout, (score, row.scores, right)
 
-        return jax.lax.scan(step, rollout, length=options.test_steps)[1]
+        rollout, rows = jax.lax.scan(step, rollout, length=options.test_steps)
+        return rows, final_accuracy(model, rollout.params, data[1], axis=-1)
 
-    return [np.asarray(rows).T for rows in curves(learned, data)]
+    rows, final = curves(learned, data)
+    return [np.asarray(row).T for row in rows], np.asarray(final)
+
+
+def final_accuracy(model: Model, params: Any, images: Images, *, axis: int) -> jax.Array:
+    """Accuracy on all `images` of networks stacked along `axis`: [networks], one at a time."""
+    stacked = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), params)
+    return jax.lax.map(lambda one: accuracy(model, one, images), stacked)
 
 
 def summarise(losses: np.ndarray) -> dict[str, Any]:
@@ -96,6 +117,17 @@ def summarise(losses: np.ndarray) -> dict[str, Any]:
         row |= {"quantile_10": low, "quantile_90": high}
         rows[str(step)] = {name: float(value) for name, value in row.items()}
     return rows
+
+
+def chosen_on_validation(
+    validation: dict[str, np.ndarray], test: dict[str, np.ndarray], options: LearnedOptions
+) -> list[dict[str, Any]]:
+    """Stopping rules on the test problems at thresholds chosen on validation problems, for each
+    price of a step."""
+    belief, price = posterior(options), step_price(options)
+    seen = [thresholds.recorded(belief, curves, options.horizon) for curves in (validation, test)]
+    prices = [multiple * price for multiple in PRICES]
+    return [{"price": price, "rules": thresholds.compare(*seen, price)} for price in prices]
 
 
 def halting(found: dict[str, np.ndarray], options: LearnedOptions) -> dict[str, Any]:
@@ -169,6 +201,14 @@ def spread(values) -> dict[str, float]:
     return {"mean": float(values.mean()), "sd": float(values.std())}
 
 
+def paired(ours: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Mean of ours less theirs on the same problems, and its standard error."""
+    less = np.asarray(ours, np.float64) - np.asarray(others, np.float64)
+    with np.errstate(invalid="ignore"):  # a baseline may have diverged on some problem
+        error = less.std(ddof=1) / np.sqrt(len(less))
+    return {"mean": float(less.mean()), "standard_error": float(error)}
+
+
 def step_price(options: LearnedOptions) -> float:
     """What the objective charges for a step, in units of the loss."""
     if options.halting == "graves":
@@ -207,7 +247,8 @@ def dominance(frontier: dict[str, Any], rule: str, *, low: float = 0.05) -> dict
         return {"settings": 0}
     return {
         "settings": len(gains),
-        "better": int(np.sum(np.array(gains) > 0)),
+        "better": int(np.sum(np.array(gains) > TIE)),
+        "tied": int(np.sum(np.abs(gains) <= TIE)),
         "smallest_gain": min(gains),
         "mean_gain": float(np.mean(gains)),
     }

@@ -123,7 +123,7 @@ PACE = {"validation_size": 15_000, "log_every": 400, "checkpoint_every": 4000}
 EPOCHS = {"steps": 120 * 80 * 5, "learning_rate": 1e-3, **PACE}  # x batches of 125 x windows
 SHORT = {"test_size": 4000, "test_steps": 100}
 MNIST = {"columns": 1000, "steps": 600, "validation_size": 4, "test_size": 16}
-CIFAR10 = {"steps": 400, "validation_size": 2, "test_size": 8, "tuning_size": 4}
+CIFAR10 = {"steps": 400, "validation_size": 2, "test_size": 8, "tuning_size": 16}
 PROBLEMS = {
     "quadratic": Problem(
         presets={
@@ -154,7 +154,7 @@ PROBLEMS = {
         MNISTOptions,
         images.mnist,
         mlp(),
-        {**MNIST, "tuning_size": 8, "learning_rate": 5e-3},
+        {**MNIST, "tuning_size": 64, "learning_rate": 5e-3},
         {"data": "download", "columns": 4000},
     ),
     "cifar10": _images(
