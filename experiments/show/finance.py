@@ -15,6 +15,7 @@ PAPER = PAPERS["tasks"]["finance"]
 TASKS = {"rnn": "next step", "seq2seq-5": "seq2seq, 5 steps", "seq2seq-10": "seq2seq, 10 steps"}
 PERIODS = ("train", "validation", "test")
 PAPER_MU = 0.1
+FLOORS = {"repeat": "the last class again", "opposite": "its opposite"}
 Members = list[dict[str, Any]]
 
 
@@ -27,13 +28,20 @@ def select(members: Members, **wanted) -> Members:
     return [m for m in members if all(m[key] == value for key, value in wanted.items())]
 
 
-def scores(members: Members) -> list[float]:
-    return [m["evaluation"]["test"]["f1"] for m in members]
+def apart(members: Members) -> tuple[Members, Members]:
+    """The networks among members, and the forecasts that nothing was trained for."""
+    networks = [m for m in members if m["model"] in MODELS]
+    return networks, [m for m in members if m["model"] not in MODELS]
 
 
-def by_seed(members: Members) -> list[float]:
-    """Test F1 averaged over instances, one number a seed."""
-    return [float(np.mean(scores(select(members, seed=s)))) for s in _values(members, "seed")]
+def scores(members: Members, period: str = "test") -> list[float]:
+    return [m["evaluation"][period]["f1"] for m in members]
+
+
+def by_seed(members: Members, period: str = "test") -> list[float]:
+    """F1 averaged over instances, one number a seed."""
+    seeds = _values(members, "seed")
+    return [float(np.mean(scores(select(members, seed=seed), period))) for seed in seeds]
 
 
 def change(values: list[float], base: list[float]) -> tuple[float, float]:
@@ -44,6 +52,7 @@ def change(values: list[float], base: list[float]) -> tuple[float, float]:
 
 def f1(members: Members, path: pathlib.Path) -> bool:
     """Test F1 by instance and model, and its change over the plain network (2a, 3a and 6)."""
+    members, floors = apart(members)
     members = _comparison(members)
     tasks = _tasks(members)
     if not tasks:
@@ -70,7 +79,13 @@ def f1(members: Members, path: pathlib.Path) -> bool:
         for place, instance in enumerate(instances):
             always = select(here, instance=instance)[0]["evaluation"]["test"]["usual_f1"]
             name = None if place else "most frequent class"
-            top.hlines(always, place - 0.45, place + 0.45, color="k", linestyle=":", label=name)
+            line = {"xmin": place - 0.45, "xmax": place + 0.45}
+            top.hlines(always, **line, color="k", linestyle=":", label=name)
+            for (kind, words), style_ in zip(FLOORS.items(), ("-", "--"), strict=True):
+                found = scores(select(floors, task=task, instance=instance, model=kind))
+                if found:
+                    named = None if place else words
+                    top.hlines(found[0], **line, color="k", linestyle=style_, lw=1, label=named)
         for axes in (top, bottom):
             axes.set_xticks(range(len(instances)), [f"INS{i + 1}" for i in instances])
         top.set_ylim(top=1.4 * top.get_ylim()[1])  # room for the legend
@@ -201,7 +216,7 @@ def draw(members: Members, folder: pathlib.Path) -> list[tuple[str, str, pathlib
     drawn = []
     for name, figure in PAPER["figures"].items():
         path = pathlib.Path(folder) / f"{name}.png"
-        if FIGURES[name](members, path):
+        if FIGURES[name](members if name == "f1" else apart(members)[0], path):
             drawn.append((figure["number"], figure["title"], path))
     return drawn
 
@@ -211,6 +226,7 @@ def table(members: Members) -> list[dict[str, str]]:
 
     Errors are standard errors over seeds. The change is that of the mean over all instances.
     """
+    members, floors = apart(members)
     members, rows = usual(members), []
     mean = lambda records, key: mean_and_error([record[key] for record in records])[0]
     for task, paper in PAPER["table"].items():
@@ -233,14 +249,32 @@ def table(members: Members) -> list[dict[str, str]]:
                     "model": label,
                     "seeds": str(len({m["seed"] for m in ours})),
                     **{title: plus_minus(values) for title, values in f1s.items()},
+                    "mean of the instances": plus_minus(by_seed(ours)),
                     "change over the RNN": changed,
                     "paper": paper[model],
+                    "train F1": plus_minus(by_seed(ours, "train")),
                     "F1 of the usual class": f"{mean(test, 'usual_f1'):.3f}",
                     "accuracy": f"{mean(test, 'accuracy'):.3f}",
                     "of the usual class": f"{mean(test, 'usual_accuracy'):.3f}",
                     "steps N": f"{mean(test, 'ponder_steps'):.2f}",
                 }
             )
+        rows += _floor_rows(task, floors) if base else []
+    return rows
+
+
+def _floor_rows(task: str, floors: Members) -> list[dict[str, str]]:
+    """A line for each forecast that nothing was trained for."""
+    rows = []
+    for kind, words in FLOORS.items():
+        found = select(floors, task=task, model=kind)
+        if found:
+            f1s = {f"F1, INS{m['instance'] + 1}": f"{scores([m])[0]:.4f}" for m in found}
+            row = {"task": TASKS[task], "model": words, "seeds": "none", **f1s}
+            accuracy = np.mean([m["evaluation"]["test"]["accuracy"] for m in found])
+            row["mean of the instances"] = f"{np.mean(scores(found)):.4f}"
+            row["train F1"] = f"{np.mean(scores(found, 'train')):.4f}"
+            rows.append(row | {"accuracy": f"{accuracy:.3f}"})
     return rows
 
 
@@ -254,7 +288,8 @@ def section(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
     rows = table(members)
     parts += [markup.table(rows)] if rows else []
     for name, figure in PAPER["figures"].items():
-        picture = markup.figure(FIGURES[name], members)
+        shown = members if name == "f1" else apart(members)[0]
+        picture = markup.figure(FIGURES[name], shown)
         if picture:
             heading = f"<h3>{figure['number']}: {figure['title']}</h3>"
             parts.append(heading + markup.note(f"Paper: {figure['says']}") + picture)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import time
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,12 +22,12 @@ from experiments.options import Options, as_json, check_one_process, pick, requi
 from experiments.show import finance as show
 from experiments.sweep import set_cpu_devices
 from experiments.task import Task, make_layered_objective
-from experiments.tasks import forecast, prices
+from experiments.tasks import floors, forecast, prices
 from experiments.tasks.forecast import Forecaster
 from experiments.tasks.prices import THRESHOLDS
 
 SUMMARY = "sweep.json"
-PERIODS = ("train", "validation", "test")
+PERIODS = floors.PERIODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Finance(Options):
     (50 weeks of 5-minute data given with --prices).
     """
 
-    model: Literal["rnn", "act", "lfact"] = "lfact"
+    model: Literal["rnn", "act", "lfact", "floors"] = "lfact"
     """Steps of the cell for each input: one (rnn), a learned number (act), or a learned number of
-    layers (lfact)."""
+    layers (lfact). Or floors: no network but what one must beat, such as the last class again."""
     mode: Literal["rnn", "seq2seq"] = "rnn"
     """Predict the next row at every input (rnn), or the rows behind a window of them (seq2seq)."""
     horizon: int = 10
@@ -127,6 +128,8 @@ def train(chosen: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
     wanted = range(len(splits)) if chosen.instance == "all" else [int(chosen.instance)]
     ready = {place: prepare(chosen, found, splits[place]) for place in wanted}
     set_cpu_devices(chosen.cpu_devices)
+    if chosen.model == "floors":
+        return measure_floors(chosen, command, found, splits, ready)
     folder = chosen.out or pathlib.Path("runs") / "finance" / name(chosen)
     config = as_json("finance", chosen)
     sha256 = hashlib.sha256(found.values.tobytes()).hexdigest()
@@ -155,6 +158,39 @@ def train(chosen: Finance, command: str) -> tuple[dict[str, Any], pathlib.Path]:
     }
     training.write_json(folder / SUMMARY, summary)
     show.draw(rows, folder)
+    record.write_results(chosen.results, summary)
+    return summary, folder
+
+
+def measure_floors(
+    chosen: Finance,
+    command: str,
+    found: prices.Prices,
+    splits: list[prices.Split],
+    ready: dict[int, prices.Instance],
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """The summary of forecasts that nothing is trained for, and its folder."""
+    folder = chosen.out or pathlib.Path("runs") / "finance" / name(chosen)
+    began, rows = time.perf_counter(), []
+    known = intraday.draw() if chosen.prices == "intraday" else None
+    for place, instance in ready.items():
+        parts = found, splits[place], instance, chosen.thresholds, known
+        for row in floors.members(*parts, **window_options(chosen)):
+            own = {"task": task_name(chosen), "instance": place, "seed": chosen.seed}
+            fixed = {"tau": None, "mu": None, "train_on": None, "diverged": False}
+            fixed["training_rows"] = len(instance.train.classes)
+            rows.append(row | own | fixed)
+    summary = {
+        "experiment": "finance",
+        "command": command,
+        "config": as_json("finance", chosen),
+        "instruments": list(found.names),
+        "wall_time_seconds": round(time.perf_counter() - began, 1),
+        **record.environment(),
+        "members": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    training.write_json(folder / SUMMARY, summary)
     record.write_results(chosen.results, summary)
     return summary, folder
 
@@ -316,8 +352,12 @@ def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One printed row a member."""
     rows = []
     for member in members:
-        test, best = member["evaluation"]["test"], f"{member['best_update']:,}"
+        test = member["evaluation"]["test"]
         row = {name: str(member[name]) for name in ("model", "instance", "seed")}
+        if "best_update" not in member:  # no network
+            rows.append(row | {"test F1": f"{test['f1']:.4f}"})
+            continue
+        best = f"{member['best_update']:,}"
         row |= {"best of updates": f"{best} of {member['updates']:,}"}
         row |= {"validation F1": f"{member['validation_f1']:.4f}", "test F1": f"{test['f1']:.4f}"}
         row |= {"usual class": f"{test['usual_f1']:.4f}", "mean N": f"{test['ponder_steps']:.2f}"}
