@@ -17,7 +17,8 @@ NOT_RUN = "not run"
 
 def table_of(task: Task) -> dict[str, Any] | None:
     """The paper's table of a task: its "number", and "rows" with the mean repetitions and the
-    updates until solved, null where the paper's network never was."""
+    updates until solved as printed, null where the paper's network never was, and "from_curve",
+    read from its figures."""
     return PAPERS["tasks"].get(task.name, {}).get("table")
 
 
@@ -45,11 +46,13 @@ def compare(task: Task, found: list[tuple[str, dict[str, Any]]]) -> list[dict[st
         rows.append(
             {
                 "model": row["model"],
-                "paper: solved at": "not solved" if solved is None else f"{solved:,}",
+                "paper, as printed": "not solved" if solved is None else f"{solved:,}",
+                "paper, from its curve": row.get("from_curve", "not read" if solved else ""),
                 "ours: solved at": "; ".join(map(_outcome, ours)) or NOT_RUN,
                 "paper: repetitions": f"{row['repetitions']:.4g}",
-                "ours: mean N of the run": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
-                "N at its end": "; ".join(f"{m['evaluation']['ponder_steps']:.3f}" for m in ours),
+                "ours: N - 1 + R at the end": "; ".join(f"{_repetitions(m):.3f}" for m in ours),
+                "N at the end": "; ".join(f"{m['evaluation']['ponder_steps']:.3f}" for m in ours),
+                "mean N of the run": "; ".join(f"{m['mean_ponder_steps']:.3f}" for m in ours),
                 "smoothed accuracy": "; ".join(_best(m) for m in ours),
                 "sweep": ", ".join(sorted({m["sweep"] for m in ours})),
             }
@@ -61,6 +64,12 @@ def _key(member) -> list[str | float | None]:
     if member["model"] == "act":
         return ["act", member["tau"]]
     return ["repeat", member["repeats"]] if member["repeats"] else ["rnn", None]
+
+
+def _repetitions(member) -> float:
+    """N - 1 + R, whose whole part Fojo counts; without halting R is 0 and N is what he counts."""
+    found = member["evaluation"]
+    return found["ponder"] - 1 if member["model"] == "act" else found["ponder_steps"]
 
 
 def _outcome(member) -> str:
