@@ -16,6 +16,14 @@ COMMANDS = {
         "experiments.show.sweeps",
         "draw the papers' figures from the summaries of sweeps",
     ),
+    "examples": (
+        "experiments.show.examples",
+        "draw an example of each task, as the papers do",
+    ),
+    "claims": (
+        "experiments.show.claims",
+        "docs/results.md: every claim of the papers, and whether it holds",
+    ),
     "report": ("experiments.show.report", "one HTML page: the papers beside what ran here"),
 }
 

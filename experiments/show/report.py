@@ -5,15 +5,14 @@ import html
 import pathlib
 from typing import Any
 
-import numpy as np
 import tyro
 
 from experiments.options import require
 from experiments.record import check_file
-from experiments.show import learned, markup, sweeps, tables
+from experiments.show import claims, learned, markup, settings, sweeps, tables
+from experiments.show.lookup import Results
 from experiments.show.papers import PAPERS, RESULTS, summaries
 from experiments.show.pool import pooled
-from experiments.show.style import groups, mean_and_error, plus_minus
 from experiments.task import Task
 
 STYLE = pathlib.Path(__file__).with_name("report.css").read_text()
@@ -51,6 +50,8 @@ def build(tasks: dict[str, Task], results: pathlib.Path) -> str:
       ValueError: for a file among the results that is not the summary of a sweep.
     """
     parts = [PAPERS["about"]]
+    if results.resolve() == RESULTS.resolve():  # of which the claims speak
+        parts.append(claims.section(Results(results)))
     for name, task in tasks.items():
         found = summaries(name, results)
         parts.append(task.section(found) if task.section else _section(task, found))
@@ -68,7 +69,7 @@ def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> st
     if not found:
         parts.append(markup.missing(f"python -m experiments sweep {task.name} --results FILE"))
     for path, summary in found:
-        parts.append(markup.heading(path, summary) + markup.table(_members(summary)))
+        parts.append(markup.heading(path, summary) + markup.table(settings.rows(summary)))
     named = [(path.stem, summary) for path, summary in found]
     if tables.table_of(task):
         parts.append(_table(task, named))
@@ -91,37 +92,6 @@ def _table(task: Task, found: list[tuple[str, dict[str, Any]]]) -> str:
         words = "No sweep at the paper's size has been run: it is one for an accelerator."
         part += f"\n<p class=missing>{words}</p>"
     return part
-
-
-def _members(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each model and setting of a sweep, mean ± standard error over its seeds."""
-    rows = []
-    for label, every in groups(summary["members"]).items():
-        members = [m for m in every if not m["diverged"]]
-        lost = f", {len(every) - len(members)} diverged" if len(members) < len(every) else ""
-        row = {"model": label, "seeds": f"{len(members)}{lost}"}
-        rows.append(row)
-        if not members:
-            continue
-        evaluations = [m["evaluation"] for m in members]
-        slopes = [e["steps_slope"] for e in evaluations if e.get("steps_slope")]
-        row |= {
-            "updates": _span([m["updates"] for m in members]),
-            "solved": f"{sum(m['solved_at'] is not None for m in members)} of {len(members)}",
-        }
-        if "bits_per_character" in evaluations[0]:
-            del row["solved"]
-            bits = [e["bits_per_character"] for e in evaluations]
-            row["bits per character"] = plus_minus(bits, 3)
-        else:
-            row["sequence error rate"] = plus_minus([e["error"] for e in evaluations], 4)
-        row["ponder N + R"] = plus_minus([e["ponder"] for e in evaluations], 2)
-        row["steps N"] = plus_minus([e["ponder_steps"] for e in evaluations], 2)
-        row["slope of N in difficulty"] = _slope(slopes)
-        stuck = [m["advice"].split(" (")[0] for m in members if m["advice"]]
-        if stuck:
-            row["halting"] = f"{stuck[0]} ({len(stuck)} of {len(members)})"
-    return rows
 
 
 def _figure(figure: sweeps.Figure, found) -> str:
@@ -166,18 +136,3 @@ def _budget(name: str, summary: dict[str, Any]) -> str:
 
 def _holds_budget(summary: dict[str, Any]) -> bool:
     return any(member["ponder_budget"] is not None for member in summary["members"])
-
-
-def _slope(slopes: list[dict[str, float]]) -> str:
-    """The mean slope over seeds; its standard error has that over seeds and those of the fits."""
-    if not slopes:
-        return ""
-    mean, over_seeds = mean_and_error([slope["value"] for slope in slopes])
-    fits = np.array([slope["standard_error"] for slope in slopes])
-    of_fits = np.sqrt((fits**2).sum()) / len(fits)
-    return f"{mean:.4f} ± {np.hypot(np.nan_to_num(over_seeds), of_fits):.4f}"
-
-
-def _span(values: list[int]) -> str:
-    low, high = int(np.min(values)), int(np.max(values))
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
