@@ -99,12 +99,12 @@ class Sudoku(Place, Training, Preset):
 
 
 DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=12_000, checkpoint_every=2000)
-CPU = {"size": 9, "hidden": 128, "layers": 2, "latent_steps": 3, "average": 0.999}
+CPU = {"size": 9, "puzzles": 1000, "hidden": 96, "average": 0.999}
 PAPER = {"size": 9, "puzzles": 1000, "hidden": 512, "layers": 2, "latent_steps": 6, "cycles": 3}
 PAPER |= {"expand": 3, "weight_decay": 1.0, "average": 0.999, "warmup": 2000, "learning_rate": 1e-4}
 PRESETS = {
     "demo": DEMO,
-    "cpu": dataclasses.replace(DEMO, **CPU, learning_rate=1e-3, steps=40_000),
+    "cpu": dataclasses.replace(DEMO, **CPU, learning_rate=1e-3, steps=60_000),
     # 60,000 epochs of 1,000 puzzles
     "paper": dataclasses.replace(DEMO, **PAPER, batch_size=768, steps=78_000),
 }
