@@ -71,5 +71,9 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
                 **halting,
                 **cell,
             )
+        case "pondernet":  # with an epsilon of its own, a mass
+            own = pick(architecture, "max_steps", "prior", "halt_bias", "loop", "lanes")
+            return actjax.PonderNet(*sizes, **own, **cell)
         case other:
-            raise ValueError(f"model must be rnn, act, repeat or lfact, got {other!r}.")
+            allowed = "rnn, act, repeat, lfact or pondernet"
+            raise ValueError(f"model must be {allowed}, got {other!r}.")

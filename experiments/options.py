@@ -14,7 +14,8 @@ from actjax._checks import check_positive
 from actjax.training import distributed
 from experiments.cells import CELLS
 
-ADAPTIVE = ("act", "lfact")  # models with a time penalty
+BUDGETED = ("act", "lfact")  # models with a time penalty, which a ponder budget can move
+ADAPTIVE = (*BUDGETED, "pondernet")  # models whose steps have a price tau
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 PACE = ("steps", "log_every", "checkpoint_every")
 # where and on what a run is made, which changes none of its numbers
@@ -174,8 +175,8 @@ def check(options: Options):
     require(options.tau >= 0, "tau", "at least 0", options.tau)
     if options.ponder_budget is not None:
         held, most = options.ponder_budget, options.max_steps + 1
-        allowed = f"None for {options.model}, which has no halting to hold"
-        require(options.model in ADAPTIVE, "ponder_budget", allowed, held)
+        allowed = f"None for {options.model}, which has no ponder cost to hold"
+        require(options.model in BUDGETED, "ponder_budget", allowed, held)
         allowed = f"above 2, the cost of one step, and below max_steps + 1 = {most}"
         require(budget.ONE_STEP < held < most, "ponder_budget", allowed, held)
     require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)
