@@ -97,6 +97,9 @@ class Sudoku(Place, Training, Preset):
     average: float = 0.995
     """Decay of the moving average of the weights, which are what is measured."""
 
+    results: pathlib.Path | None = None
+    """Also write here what `figures sudoku` and the report draw from, a file of some kilobytes."""
+
 
 DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=12_000, checkpoint_every=2000)
 CPU = {"size": 9, "puzzles": 1000, "hidden": 96, "average": 0.999}
@@ -171,6 +174,7 @@ def label(options: Sudoku) -> str:
 
 def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
     """One run from the puzzles to the figures: its summary and its folder."""
+    record.check_file("results", options.results)
     record.check_folder("out", options.out)
     parts = load(options)
     place = f"{parts['train'].size}x{parts['train'].size}-{label(options)}-seed{options.seed}"
@@ -190,6 +194,7 @@ def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
         "model": label(options),
         "seed": options.seed,
         "steps": last["step"],
+        "planned_steps": PRESETS[options.preset].steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "train": {name: last[name] for name in last if name not in ("step", "seconds")},
         "evaluation": {name: x for name, x in found.items() if not isinstance(x, list)},
@@ -203,6 +208,9 @@ def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
     training.write_json(folder / "example.json", example)
     training.write_json(folder / run.SUMMARY, summary)
     show.draw(folder)
+    shared = ("experiment", "command", "config", "wall_time_seconds", "device", "versions")
+    whole = {name: summary[name] for name in shared} | {"members": [show.member(folder)]}
+    record.write_results(options.results, whole)
     return summary, folder
 
 
@@ -292,4 +300,6 @@ TASK = Task(
     what="solve Sudoku by steps that refine an answer, and stop",
     presets=PRESETS,
     main=main,
+    figures=show.compare,
+    section=show.section,
 )
