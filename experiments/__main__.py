@@ -16,6 +16,7 @@ COMMANDS = {
         "experiments.show.sweeps",
         "draw the papers' figures from the summaries of sweeps",
     ),
+    "collapse": ("experiments.collapse", "what helps against halting that collapses, side by side"),
     "report": ("experiments.show.report", "one HTML page: the papers beside what ran here"),
 }
 

@@ -139,6 +139,8 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
         one = dataclasses.replace(options, model=model)
         if model not in BUDGETED:
             one = dataclasses.replace(one, ponder_budget=None)
+        if model != "act":
+            one = dataclasses.replace(one, min_steps=1)
         match model:
             case "rnn":
                 kinds = [[one]]
