@@ -21,6 +21,7 @@ updates a second. The first loss of both has to be the same number.
 import argparse
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import itertools
 import pathlib
@@ -42,7 +43,7 @@ from actjax import training
 from actjax.halting import Threshold
 from actjax.tasks.sudoku import Puzzles
 from experiments import stopping
-from experiments.record import print_table, read_json
+from experiments.record import environment, print_table, read_json
 from experiments.tasks import sudoku
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 1024)
@@ -79,7 +80,16 @@ def main(argv: list[str] | None = None):
     print_table("An update of deep supervision", [_update_cells(row) for row in updates])
     given = {name: _text(value) for name, value in vars(arguments).items()}
     config = sudoku.as_json("sudoku", options)
-    found = {"level": level, "rows": rows, "ratios": ratios, "training": updates}
+    versions = environment()["versions"]
+    if importlib.util.find_spec("torch"):
+        versions["torch"] = importlib.metadata.version("torch")
+    found = {
+        "versions": versions,
+        "level": level,
+        "rows": rows,
+        "ratios": ratios,
+        "training": updates,
+    }
     write(arguments.out, given, network=config, **found)
 
 

@@ -246,6 +246,36 @@ def learned(results: dict) -> str:
     return "\n".join(lines)
 
 
+def recursive(results: dict) -> str:
+    """Boards a second of a recursive network by how it stops, and an update of its training."""
+    network = results["network"]
+    lines = [
+        f"\n{results['arguments']['boards']:,} boards of {network['size']} x {network['size']}, "
+        f"{network['hidden']} features, {network['max_steps']} steps at most, stopped at q > "
+        f"{results['level']:g}.\n",
+        "| | boards a second, by batch size or lanes | best | mean steps | solved | same answers |",
+        "|" + "---|" * 6,
+    ]
+    ways = dict.fromkeys(row["way"] for row in results["rows"])
+    for way in ways:
+        rows = [row for row in results["rows"] if row["way"] == way]
+        best = max(rows, key=lambda row: row["puzzles_per_second"])
+        by_size = ", ".join(
+            f"{row['size'] or 'default'}: {row['puzzles_per_second']:,.0f}" for row in rows
+        )
+        same = min(row["same_answers"] for row in rows)
+        cells = way, by_size, f"**{best['puzzles_per_second']:,.0f}**", f"{best['mean_steps']:.2f}"
+        cells += f"{best['solved']:.2%}", f"{same:.2%}"
+        lines.append("| " + " | ".join(cells) + " |")
+    found = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items())
+    lines.append(f"\nEach at its best size, {found}.")
+    lines += ["\n| an update of deep supervision | ms | over actjax |", "|" + "---|" * 3]
+    for row in results["training"]:
+        cells = row["contender"], short(row["ms"]), f"{row['over_actjax']:.2f}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def front(results: dict) -> str:
     """The one table of the README: what an adaptive step costs beside the other ways."""
     titles = "a training step, ms", "mean N", "actjax", "masked scan", "scan + cond"
@@ -287,6 +317,7 @@ TABLES = {
     "lfact": (lfact, "A training step in ms on windows of text (B 64, T 50, GRU 128, softmax 256)"),
     "memory": (memory, "Memory that a gradient needs, as the compiler plans it"),
     "peers": (peers, "ACT in PyTorch beside this package: a training step in ms"),
+    "recursive": (recursive, "Sudoku by a recursive network that is trained"),
     "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
     "processes": (processes, "Training in one process and in two that train together"),
