@@ -103,7 +103,7 @@ class Sudoku(Place, Training, Preset):
     """Also write here what `figures sudoku` and the report draw from, a file of some kilobytes."""
 
 
-DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=12_000, cooldown=4000, checkpoint_every=2000)
+DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=8000, cooldown=2000, checkpoint_every=2000)
 LONG = {"size": 9, "puzzles": 1000, "cooldown": 0, "average": 0.999}
 PAPER = LONG | {"hidden": 512, "layers": 2, "latent_steps": 6, "cycles": 3}
 PAPER |= {"expand": 3, "weight_decay": 1.0, "warmup": 2000, "learning_rate": 1e-4}
