@@ -168,6 +168,9 @@ def halting_advice(
 ) -> str | None:
     """One sentence of advice where halting has stopped adapting, else None.
 
+    It names what helped where cures were compared (`python -m experiments collapse`), of which a
+    `halt_bias` below 0 was none: it puts the collapse off.
+
     Args:
       steps: mean number of ponder steps N over recent batches.
       max_steps: the limit M.
@@ -181,9 +184,11 @@ def halting_advice(
     """
     instead = "" if held else ", a ponder budget,"
     if max_steps > 1 and steps < 1 + margin:
+        also = "" if held else ", a ponder budget (budget.hold)"
         return (
             f"halting has collapsed to one step (mean N = {steps:.3f}): no gradient reaches the "
-            f"halting unit any more; use a smaller tau{instead} or halt_bias below 0"
+            f"halting unit any more; start again with a tau that rises from 0 (budget.schedule)"
+            f"{also} or a minimum of steps (halting.AtLeast), or use a smaller tau"
         )
     if max_steps > 1 and steps > max_steps * (1 - margin):
         return (

@@ -1,6 +1,7 @@
 """Writes the tables of `benchmarks/results/*.json` into the pages that show them.
 
-    python benchmarks/tables.py            docs/benchmarks.md, and the one table of README.md
+    python benchmarks/tables.py            docs/benchmarks.md, the one table of README.md, and those
+                                           of docs/experiments.md, from `experiments/results`
     python benchmarks/tables.py --check    changes nothing; fails where a page is not what JSON says
 
 A page holds `<!-- table: KIND -->` and `<!-- /table -->`; what stands between them is written here.
@@ -344,8 +345,22 @@ def captioned(kind: str) -> str:
     return "\n\n".join(parts)
 
 
+def measured(kind: str) -> str:
+    """A table of docs/experiments.md: what runs that are not sweeps found."""
+    sys.path.insert(0, str(ROOT))
+    from experiments import collapse
+    from experiments.show import sudoku
+
+    table = {"collapse": collapse.table, "sudoku": sudoku.table}[kind]
+    found = sorted((ROOT / "experiments/results" / kind).glob("*.json"))
+    rows = table([row for path in found for row in json.loads(path.read_text())["members"]])
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])] if rows else []
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
+
+
 PAGES: dict[str, Callable[[str], str]] = {
     "docs/benchmarks.md": captioned,
+    "docs/experiments.md": measured,
     "README.md": lambda kind: front(
         json.loads((ROOT / f"benchmarks/results/{kind}-cpu.json").read_text())
     ),
