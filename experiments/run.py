@@ -197,7 +197,7 @@ def make_controller(architecture: Architecture, tau: float | jax.Array) -> budge
     if architecture.ponder_budget is not None:
         return budget.hold(architecture.ponder_budget, tau=tau)
     if architecture.tau_warmup:
-        return budget.schedule(lambda n: tau * jnp.minimum(1.0, n / architecture.tau_warmup))
+        return budget.warm_up(tau, architecture.tau_warmup)
     return budget.fixed(tau)
 
 

@@ -75,13 +75,14 @@ def test_a_diverged_member_is_told_and_left_out(tmp_path):
 
 def test_pondernet_beside_act_with_a_warm_up_a_minimum_and_bits_unseen(tmp_path):
     size = ["--bits", "4", "--max-bits", "2", "--steps", "4", "--checkpoint-every", "1"]
-    cures = ["--tau", "0.4", "--tau-warmup", "4", "--min-steps", "2"]
+    cures = ["--tau", "0.4,0.8", "--tau-warmup", "4", "--min-steps", "2"]
     members = sweep(tmp_path, "parity", *SIZES, *size, *cures, "--models", "act,pondernet")
-    act, pondernet = members["members"]
-    assert (act["model"], pondernet["model"]) == ("act", "pondernet")
-    assert act["evaluation"]["ponder_steps"] >= 2
-    for member in (act, pondernet):
-        np.testing.assert_allclose(member["curve"]["tau"], [0, 0.1, 0.2, 0.3], rtol=1e-4)
+    members = members["members"]
+    assert [member["model"] for member in members] == 2 * ["act"] + 2 * ["pondernet"]
+    assert members[0]["evaluation"]["ponder_steps"] >= 2
+    for member in members:
+        risen = member["tau"] * np.arange(4) / 4
+        np.testing.assert_allclose(member["curve"]["tau"], risen, rtol=1e-4)
         levels = [row["difficulty"] for row in member["evaluation"]["by_difficulty"]]
         assert levels == [1, 2, 3, 4]  # of which training saw two
     assert main(["figures", "parity", "--results", str(tmp_path)]) == 0

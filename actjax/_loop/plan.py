@@ -18,9 +18,9 @@ _LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would b
 _SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
 _SEGMENT_BYTES = 1 << 28  # and the memory that this may take, on a CPU
-_FEWEST_LANES = 16  # by default; rows of a product of fewer cost as much
-_ITERATION = 1 << 27  # operations, beside which what an iteration costs besides is nothing
 _SEGMENT_SHARE = 1 / 16  # or elsewhere, of the device's; each member of a `vmap` takes as much
+_FEWEST_LANES = 16  # by default; a product of fewer rows costs as much
+_ITERATION = 1 << 27  # operations, beside which what else an iteration costs is nothing
 
 
 class Data(NamedTuple):
