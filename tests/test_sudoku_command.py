@@ -59,7 +59,7 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
     if (model, rule) == KINDS[0]:  # the others' files are alike
         assert main(["figures", "sudoku", "--results", str(tmp_path / "results")]) == 0
         drawn = {path.name for path in results.parent.glob("*.png")}
-        assert drawn == {f"demo_{name}" for name in FIGURES}
+        assert drawn == {f"demo_4x4_{name}" for name in FIGURES}
         page = report.build({"sudoku": sudoku.TASK}, tmp_path / "results")
         assert page.count("<img") == 4 and "solved, stopped early" in page
     prints = [set(files.fingerprints(part.boards).tolist()) for part in parts.values()]

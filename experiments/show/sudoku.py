@@ -60,13 +60,12 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def compare(members: Members, folder: pathlib.Path) -> list[tuple[str, str, pathlib.Path]]:
-    """Draws the figures of all runs, those of one preset together: (name, title, path) of each."""
-    drawn, pools = [], dict.fromkeys(one["preset"] for one in members)
-    for pool in pools:
-        runs: dict[str, Members] = {}
-        for one in members:
-            if one["preset"] == pool:
-                runs.setdefault(one["model"], []).append(one)
+    """Draws the figures of all runs, those of a preset and size together: (name, title, path)."""
+    drawn, pools = [], {}
+    for one in members:
+        pool = pools.setdefault(f"{one['preset']}_{one['size']}x{one['size']}", {})
+        pool.setdefault(one["model"], []).append(one)
+    for pool, runs in pools.items():
         first = next(iter(runs.values()))[0]
         for name, (function, title) in FIGURES.items():
             path = folder / f"{pool}_{name}.png"
