@@ -40,6 +40,8 @@ class Result(NamedTuple):
       steps: int32 ``[T]``, N of each input.
       remainder: float ``[T]``, R of each input.
       state: what the model carries after the last input, without the batch axis: its final state.
+      extra: pytree of floats ``[T]``, what else the halting rule tells of each input, as in
+        `Ponder.extra`; None for Graves'.
     """
 
     index: int  # type: ignore[assignment]
@@ -47,6 +49,7 @@ class Result(NamedTuple):
     steps: np.ndarray
     remainder: np.ndarray
     state: Any
+    extra: Any = None
 
 
 def stream(
@@ -165,8 +168,8 @@ def _stream(model, sequences, lanes, chunk, refill):
                 continue
             del open_at[lane]
             free.append(lane)
-            joined = jax.tree.map(lambda *pieces: np.concatenate(pieces), *entry.found)
-            yield Result(entry.index, *joined, _row(final, row))
+            *joined, extra = jax.tree.map(lambda *pieces: np.concatenate(pieces), *entry.found)
+            yield Result(entry.index, *joined, _row(final, row), extra)
 
 
 def _row(tree, at):
@@ -310,7 +313,8 @@ def _turn(model, state: _State, rows, lane_of, length, fresh, more):
     states = ready.unflatten(list(map(by_lane, told.states)))
     remainder = by_lane(told.remainder)
     remainder = remainder if ready.halts else jnp.zeros_like(remainder)
-    found = ready.read(states)[1], by_lane(told.steps), remainder
+    extra = jax.tree.map(by_lane, told.extra)
+    found = ready.read(states)[1], by_lane(told.steps), remainder, extra
     if plan.layers:
         row = plan.output_row(lanes.position[lane])
         deepest = ready.unflatten([leaf[row] for leaf in outputs.layers])

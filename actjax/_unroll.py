@@ -167,7 +167,8 @@ def unroll(
       loop: "while" (cost follows the steps taken) or "scan" (fixed cost, the reference).
       lanes: how many sequences the "while" loop has at work at a time, at most B. Fewer wait less
         for the sequence that takes longest; more make larger products. The default is B, except
-        on a CPU for short sequences: B / 2 below 16 inputs and B / 4 below 4, but at least 16.
+        on a CPU for short sequences: B / 2 below 16 inputs and B / 4 below 4, or what makes 2^27
+        operations of a step if that is fewer, but at least 16.
       segment: iterations whose residuals the backward pass of the "while" loop keeps at a time.
         By default enough for 6 steps an input, within 1/16 of the device's memory where it tells
         how much that is (GPU, TPU), else 256 MB; under `vmap` each member has as much.

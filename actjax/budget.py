@@ -92,6 +92,33 @@ def schedule(tau_at: Callable[[Array], Array]) -> TauController:
     return TauController(init=lambda: _start(tau_at(jnp.zeros((), jnp.int32))), update=update)
 
 
+def warm_up(tau: ArrayLike, updates: int) -> TauController:
+    """Tau that rises from 0 in a straight line, and stays: the network may learn first.
+
+    The cure of halting that collapses at the start, where more steps have nothing to show for them
+    yet (`python -m experiments collapse`). Unlike a `schedule`, its state holds all there is to it,
+    so that the members of an ensemble may have a tau each.
+
+    Args:
+      tau: as in `fixed`.
+      updates: over which it rises.
+
+    Example:
+      >>> controller = warm_up(0.5, 10)
+      >>> state = controller.init()
+      >>> float(state.tau), round(float(controller.update(state, 2.0).tau), 3)
+      (0.0, 0.05)
+    """
+    _check_tau("tau", tau, least=0.0)
+    check_positive("updates", updates)
+
+    def update(state, ponder):
+        state = _watch(state, ponder)
+        return state._replace(tau=state.dual * jnp.minimum(1.0, state.updates / updates))
+
+    return TauController(init=lambda: _start(tau)._replace(tau=jnp.float32(0)), update=update)
+
+
 def hold(
     ponder: ArrayLike,
     *,
@@ -168,6 +195,9 @@ def halting_advice(
 ) -> str | None:
     """One sentence of advice where halting has stopped adapting, else None.
 
+    It names what helped where cures were compared (`python -m experiments collapse`), of which a
+    `halt_bias` below 0 was none: it puts the collapse off.
+
     Args:
       steps: mean number of ponder steps N over recent batches.
       max_steps: the limit M.
@@ -181,9 +211,11 @@ def halting_advice(
     """
     instead = "" if held else ", a ponder budget,"
     if max_steps > 1 and steps < 1 + margin:
+        also = "" if held else ", a ponder budget (budget.hold)"
         return (
             f"halting has collapsed to one step (mean N = {steps:.3f}): no gradient reaches the "
-            f"halting unit any more; use a smaller tau{instead} or halt_bias below 0"
+            f"halting unit any more; start again with a tau that rises from 0 (budget.warm_up)"
+            f"{also} or a minimum of steps (halting.AtLeast), or use a smaller tau"
         )
     if max_steps > 1 and steps > max_steps * (1 - margin):
         return (

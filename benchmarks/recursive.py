@@ -10,12 +10,19 @@ for five minutes. All ways solve the same test boards, with the level that valid
   lanes           a lane whose board is done takes the next (`actjax.ponder`)
 
 each in batches, or on lanes, of several sizes, of which the fastest counts. The answers of the two
-that stop are compared, board by board, with those of a plain loop over the steps.
+that stop are compared, board by board, with those of a plain loop over the steps. A last row of
+lanes has the number that the library chooses.
+
+Then an update of the training, deep supervision with recycled lanes, beside the same in PyTorch,
+where that is installed (the extra `bench`): the same network, sizes, optimizer and threads, in
+updates a second. The first loss of both has to be the same number.
 """
 
 import argparse
 import dataclasses
 import functools
+import importlib.metadata
+import importlib.util
 import itertools
 import pathlib
 import sys
@@ -29,13 +36,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from timing import new_file, write
+from timing import machine, new_file, seconds_each, write
 
 import actjax
+from actjax import training
 from actjax.halting import Threshold
 from actjax.tasks.sudoku import Puzzles
 from experiments import stopping
-from experiments.record import print_table, read_json
+from experiments.record import environment, print_table, read_json
 from experiments.tasks import sudoku
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 1024)
@@ -57,6 +65,8 @@ def main(argv: list[str] | None = None):
     boards, sizes, repeats = arguments.boards, SIZES, arguments.repeats
     if arguments.quick:
         boards, sizes, repeats = 24, (8, 24), 1
+    small = {} if not arguments.quick else {"target": 1e-3, "repeats": 1}
+    updates = measure_training(options, parts["train"], compiled=not arguments.quick, **small)
     puzzles = Puzzles(*(np.resize(x, (boards, x.shape[1])) for x in parts["test"]))
     rows = measure(model, puzzles, level, options, [n for n in sizes if n <= boards], repeats)
     best = {way: max(_of(rows, way), key=lambda r: r["puzzles_per_second"]) for way in WAYS}
@@ -67,9 +77,20 @@ def main(argv: list[str] | None = None):
         [_cells(row, best) for row in rows],
         *(f"{name}, each at its best size: {ratio:.2f}" for name, ratio in ratios.items()),
     )
+    print_table("An update of deep supervision", [_update_cells(row) for row in updates])
     given = {name: _text(value) for name, value in vars(arguments).items()}
     config = sudoku.as_json("sudoku", options)
-    write(arguments.out, given, network=config, level=level, rows=rows, ratios=ratios)
+    versions = environment()["versions"]
+    if importlib.util.find_spec("torch"):
+        versions["torch"] = importlib.metadata.version("torch")
+    found = {
+        "versions": versions,
+        "level": level,
+        "rows": rows,
+        "ratios": ratios,
+        "training": updates,
+    }
+    write(arguments.out, given, network=config, **found)
 
 
 def _trained(folder: pathlib.Path, quick: bool) -> pathlib.Path:
@@ -153,7 +174,7 @@ def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats)
     steps = stopping.stops(traced, level)
     plain = traced.answers[steps - 1, np.arange(len(steps))]
     calls, rows = [], []
-    for size, (name, way) in itertools.product(sizes, WAYS.items()):
+    for size, (name, way) in [*itertools.product(sizes, WAYS.items()), (None, (LANES, on_lanes))]:
         run = jax.jit(functools.partial(way, size=size, level=level, **limits))
         calls.append(lambda run=run: jax.block_until_ready(run(model, boards)))
         seconds, (answers, taken) = _timed(calls[-1])
@@ -175,6 +196,65 @@ def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats)
     return rows
 
 
+def measure_training(options, puzzles: Puzzles, *, compiled: bool, rounds=4, **timing) -> list:
+    """A row for every way to make an update, timed in turns; the least time counts."""
+    train_step, state = sudoku.make_member(options, puzzles)
+    data, key = jax.tree.map(jnp.asarray, puzzles), jax.random.key(0)
+    chunk = functools.lru_cache(lambda updates: training.make_chunk(train_step, updates))
+    held = [jax.tree.map(jnp.copy, state)]
+
+    def ours(updates):
+        held[0], _, metrics = chunk(updates)(held[0], key, data)
+        return metrics
+
+    losses, calls = {"actjax": float(_first_loss(state))}, {"actjax": ours}
+    if importlib.util.find_spec("torch"):
+        losses_there, calls_there = _torch_updates(options, puzzles, state, compiled)
+        losses, calls = losses | losses_there, calls | calls_there
+    times = {name: [] for name in calls}
+    for _ in range(rounds if compiled else 1):
+        for name, call in calls.items():
+            times[name].append(1e3 * seconds_each(call, **timing))
+    return [
+        {
+            "contender": name,
+            "ms": min(times[name]),
+            "rounds_ms": times[name],
+            "over_actjax": min(times[name]) / min(times["actjax"]),
+            "first_loss": losses[name],
+        }
+        for name in calls
+    ]
+
+
+def _first_loss(state):
+    lanes = state.extra.extra
+    return sudoku.supervised(state.model, lanes.batch, lanes.carried)[0]
+
+
+def _torch_updates(options, puzzles: Puzzles, state, compiled: bool):
+    """Updates in PyTorch from the same weights, and the loss of the same boards."""
+    import torch
+    import torch_recursive as peer
+
+    torch.set_num_threads(machine()["cores"])
+    weights, losses, calls = peer.weights_of(state.model), {}, {}
+    lanes = state.extra.extra
+    boards, targets = (torch.tensor(np.array(x)).long() for x in lanes.batch[:2])
+    for how in ("eager", "compiled") if compiled else ("eager",):
+        model = peer.Recursive(weights, puzzles.size, options)
+        trainer = peer.Trainer(model, puzzles, options, compiled=how == "compiled")
+        name = f"torch, {how}"
+        losses[name] = float(trainer.step(boards, targets, *model.start(boards))[0].detach())
+
+        def call(updates, trainer=trainer):
+            for _ in range(updates):
+                trainer.update()
+
+        calls[name] = call
+    return losses, calls
+
+
 def _timed(call):
     began = time.perf_counter()
     result = call()
@@ -187,12 +267,22 @@ def _of(rows: list[dict], way: str) -> list[dict]:
 
 def _cells(row: dict, best: dict) -> dict[str, str]:
     return {
-        "way": f"{row['way']}, {row['size']}" + (" *" if best[row["way"]] is row else ""),
+        "way": f"{row['way']}, {row['size'] or 'default'}"
+        + (" *" if best[row["way"]] is row else ""),
         "puzzles/s": f"{row['puzzles_per_second']:,.0f}",
         "steps": f"{row['mean_steps']:.2f}",
         "solved": f"{row['solved']:.2%}",
         "same answers": f"{row['same_answers']:.2%}",
         "same steps": f"{row['same_steps']:.2%}",
+    }
+
+
+def _update_cells(row: dict) -> dict[str, str]:
+    return {
+        "": row["contender"],
+        "ms": f"{row['ms']:.2f}",
+        "over actjax": f"{row['over_actjax']:.2f}",
+        "first loss": f"{row['first_loss']:.5f}",
     }
 
 

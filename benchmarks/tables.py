@@ -1,6 +1,7 @@
 """Writes the tables of `benchmarks/results/*.json` into the pages that show them.
 
-    python benchmarks/tables.py            docs/benchmarks.md, and the one table of README.md
+    python benchmarks/tables.py            docs/benchmarks.md, the one table of README.md, and those
+                                           of docs/experiments.md, from `experiments/results`
     python benchmarks/tables.py --check    changes nothing; fails where a page is not what JSON says
 
 A page holds `<!-- table: KIND -->` and `<!-- /table -->`; what stands between them is written here.
@@ -246,6 +247,36 @@ def learned(results: dict) -> str:
     return "\n".join(lines)
 
 
+def recursive(results: dict) -> str:
+    """Boards a second of a recursive network by how it stops, and an update of its training."""
+    network = results["network"]
+    lines = [
+        f"\n{results['arguments']['boards']:,} boards of {network['size']} x {network['size']}, "
+        f"{network['hidden']} features, {network['max_steps']} steps at most, stopped at q > "
+        f"{results['level']:g}.\n",
+        "| | boards a second, by batch size or lanes | best | mean steps | solved | same answers |",
+        "|" + "---|" * 6,
+    ]
+    ways = dict.fromkeys(row["way"] for row in results["rows"])
+    for way in ways:
+        rows = [row for row in results["rows"] if row["way"] == way]
+        best = max(rows, key=lambda row: row["puzzles_per_second"])
+        by_size = ", ".join(
+            f"{row['size'] or 'default'}: {row['puzzles_per_second']:,.0f}" for row in rows
+        )
+        same = min(row["same_answers"] for row in rows)
+        cells = way, by_size, f"**{best['puzzles_per_second']:,.0f}**", f"{best['mean_steps']:.2f}"
+        cells += f"{best['solved']:.2%}", f"{same:.2%}"
+        lines.append("| " + " | ".join(cells) + " |")
+    found = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items())
+    lines.append(f"\nEach at its best size, {found}.")
+    lines += ["\n| an update of deep supervision | ms | over actjax |", "|" + "---|" * 3]
+    for row in results["training"]:
+        cells = row["contender"], short(row["ms"]), f"{row['over_actjax']:.2f}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def front(results: dict) -> str:
     """The one table of the README: what an adaptive step costs beside the other ways."""
     titles = "a training step, ms", "mean N", "actjax", "masked scan", "scan + cond"
@@ -287,6 +318,7 @@ TABLES = {
     "lfact": (lfact, "A training step in ms on windows of text (B 64, T 50, GRU 128, softmax 256)"),
     "memory": (memory, "Memory that a gradient needs, as the compiler plans it"),
     "peers": (peers, "ACT in PyTorch beside this package: a training step in ms"),
+    "recursive": (recursive, "Sudoku by a recursive network that is trained"),
     "stream": (stream, "Inference on lines of Wikipedia, streamed and in whole batches"),
     "sweep": (sweep, "Small ACT networks trained as one program and one by one"),
     "processes": (processes, "Training in one process and in two that train together"),
@@ -313,8 +345,22 @@ def captioned(kind: str) -> str:
     return "\n\n".join(parts)
 
 
+def measured(kind: str) -> str:
+    """A table of docs/experiments.md: what runs that are not sweeps found."""
+    sys.path.insert(0, str(ROOT))
+    from experiments import collapse
+    from experiments.show import sudoku
+
+    table = {"collapse": collapse.table, "sudoku": sudoku.table}[kind]
+    found = sorted((ROOT / "experiments/results" / kind).glob("*.json"))
+    rows = table([row for path in found for row in json.loads(path.read_text())["members"]])
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])] if rows else []
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
+
+
 PAGES: dict[str, Callable[[str], str]] = {
     "docs/benchmarks.md": captioned,
+    "docs/experiments.md": measured,
     "README.md": lambda kind: front(
         json.loads((ROOT / f"benchmarks/results/{kind}-cpu.json").read_text())
     ),

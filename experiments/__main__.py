@@ -24,6 +24,7 @@ COMMANDS = {
         "experiments.show.claims",
         "docs/results.md: every claim of the papers, and whether it holds",
     ),
+    "collapse": ("experiments.collapse", "what helps against halting that collapses, side by side"),
     "report": ("experiments.show.report", "one HTML page: the papers beside what ran here"),
 }
 

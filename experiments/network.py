@@ -6,6 +6,7 @@ from jax import Array
 
 import actjax
 from actjax import Ponder
+from actjax.halting import AtLeast, Graves
 from experiments.cells import make_cell
 from experiments.options import Architecture, pick
 
@@ -61,7 +62,11 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
         case "repeat":
             return actjax.Repeat(*sizes, repeats=architecture.repeats, **cell)
         case "act":
-            return actjax.ACT(*sizes, max_steps=architecture.max_steps, **halting, **cell)
+            least, rule = architecture.min_steps, None
+            if least > 1:
+                rule = AtLeast(least, Graves(architecture.epsilon))
+            limits = {"max_steps": architecture.max_steps, "rule": rule}
+            return actjax.ACT(*sizes, **limits, **halting, **cell)
         case "lfact":
             return actjax.LFACT(
                 *sizes,
@@ -71,5 +76,9 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
                 **halting,
                 **cell,
             )
+        case "pondernet":  # with an epsilon of its own, a mass
+            own = pick(architecture, "max_steps", "prior", "halt_bias", "loop", "lanes")
+            return actjax.PonderNet(*sizes, **own, **cell)
         case other:
-            raise ValueError(f"model must be rnn, act, repeat or lfact, got {other!r}.")
+            allowed = "rnn, act, repeat, lfact or pondernet"
+            raise ValueError(f"model must be {allowed}, got {other!r}.")

@@ -14,7 +14,8 @@ from actjax._checks import check_positive
 from actjax.training import distributed
 from experiments.cells import CELLS
 
-ADAPTIVE = ("act", "lfact")  # models with a time penalty
+BUDGETED = ("act", "lfact")  # models with a time penalty, which a ponder budget can move
+ADAPTIVE = (*BUDGETED, "pondernet")  # models whose steps have a price tau
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 PACE = ("steps", "log_every", "checkpoint_every")
 # where and on what a run is made, which changes none of its numbers
@@ -42,6 +43,11 @@ class Architecture:
     """Time penalty of act and lfact: what a ponder step costs in the loss. Less: longer thought."""
     ponder_budget: float | None = None
     """Hold their mean ponder cost at this number by moving tau, which is then only the start."""
+    tau_warmup: int = 0
+    """Updates over which tau rises from 0, against halting that collapses before anything is
+    learned."""
+    min_steps: int = 1
+    """Fewest ponder steps act may take for an input, against the same."""
     repeats: int = 2
     """Steps of the cell for each input, for repeat."""
     max_steps: int = 100
@@ -163,7 +169,7 @@ def require(holds: bool, name: str, allowed: str, value: Any):
 
 def check(options: Options):
     """Refuses options out of range, with one sentence."""
-    for name in ("hidden", "repeats", "max_steps", "batch_size"):
+    for name in ("hidden", "repeats", "min_steps", "max_steps", "batch_size"):
         check_positive(name, getattr(options, name))
     check_schedule(options)
     distributed.check(options.coordinator, options.process_id, options.num_processes)
@@ -172,10 +178,18 @@ def check(options: Options):
     divides = devices > 0 and options.batch_size % devices == 0
     require(divides, name, f"a divisor of batch_size = {options.batch_size}", devices)
     require(options.tau >= 0, "tau", "at least 0", options.tau)
+    require(options.tau_warmup >= 0, "tau_warmup", "at least 0", options.tau_warmup)
+    if options.min_steps > 1:
+        allowed = f"1 for {options.model}, which has no such limit"
+        require(options.model == "act", "min_steps", allowed, options.min_steps)
+        allowed = f"at most max_steps = {options.max_steps}"
+        require(options.min_steps <= options.max_steps, "min_steps", allowed, options.min_steps)
     if options.ponder_budget is not None:
+        allowed = "0 where a ponder budget moves tau"
+        require(options.tau_warmup == 0, "tau_warmup", allowed, options.tau_warmup)
         held, most = options.ponder_budget, options.max_steps + 1
-        allowed = f"None for {options.model}, which has no halting to hold"
-        require(options.model in ADAPTIVE, "ponder_budget", allowed, held)
+        allowed = f"None for {options.model}, which has no ponder cost to hold"
+        require(options.model in BUDGETED, "ponder_budget", allowed, held)
         allowed = f"above 2, the cost of one step, and below max_steps + 1 = {most}"
         require(budget.ONE_STEP < held < most, "ponder_budget", allowed, held)
     require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)

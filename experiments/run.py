@@ -191,12 +191,14 @@ def recipe(
 
 
 def make_controller(architecture: Architecture, tau: float | jax.Array) -> budget.TauController:
-    """What becomes of tau: fixed, or moved to hold a ponder budget."""
+    """What becomes of tau: fixed, risen to, or moved to hold a ponder budget."""
     if architecture.model not in ADAPTIVE:
         return budget.fixed(0.0)
-    if architecture.ponder_budget is None:
-        return budget.fixed(tau)
-    return budget.hold(architecture.ponder_budget, tau=tau)
+    if architecture.ponder_budget is not None:
+        return budget.hold(architecture.ponder_budget, tau=tau)
+    if architecture.tau_warmup:
+        return budget.warm_up(tau, architecture.tau_warmup)
+    return budget.fixed(tau)
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh | None:

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import shlex
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from experiments import evaluation, run
 from experiments.members import advice, error, group_name, member_summary, table
 from experiments.options import (
     ADAPTIVE,
+    BUDGETED,
     Flag,
     Options,
     as_json,
@@ -37,7 +38,6 @@ from experiments.smoothing import solved_at
 from experiments.task import Loaded, Task, asked_for
 
 SUMMARY = "sweep.json"
-MODELS = "rnn, act, repeat, lfact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Grid:
     """A grid of runs. Options of the task itself follow as in `python -m experiments TASK`."""
 
     models: str = "act"
-    """Which models, separated by commas: rnn, act, repeat, lfact."""
+    """Which models of the task, separated by commas: rnn, act, repeat, lfact."""
     tau: str | None = None
-    """Time penalties of act and lfact, the preset's unless given: numbers separated by commas;
-    1e-4:1:log for i x 10^-j, the grid of Graves 2016; or 1e-4:1e-1:12 for 12 equal ratios."""
+    """Time penalties of act and lfact, weights of pondernet's prior, the preset's unless given:
+    numbers separated by commas; 1e-4:1:log for i x 10^-j, the grid of Graves 2016; or 1e-4:1e-1:12
+    for 12 equal ratios."""
     repeats: str = "2"
     """Numbers of repeats of repeat, separated by commas."""
     seeds: int = 4
@@ -131,22 +132,24 @@ def plan(grid: Grid, options: Options) -> list[list[Options]]:
     Raises:
       ValueError: for an unknown model or a grid that cannot be read.
     """
-    groups = []
+    groups, known = [], get_args(get_type_hints(type(options))["model"])
     for model in grid.models.split(","):
+        if model not in known:
+            raise ValueError(f"models must each be one of {', '.join(known)}, got {model!r}.")
         one = dataclasses.replace(options, model=model)
-        if model not in ADAPTIVE:
+        if model not in BUDGETED:
             one = dataclasses.replace(one, ponder_budget=None)
+        if model != "act":
+            one = dataclasses.replace(one, min_steps=1)
         match model:
             case "rnn":
                 kinds = [[one]]
             case "repeat":
                 counts = _numbers("repeats", grid.repeats, int)
                 kinds = [[dataclasses.replace(one, repeats=count)] for count in counts]
-            case "act" | "lfact":
+            case _:
                 penalties = [one.tau] if grid.tau is None else taus(grid.tau)
                 kinds = [[dataclasses.replace(one, tau=tau) for tau in penalties]]
-            case _:
-                raise ValueError(f"models must each be one of {MODELS}, got {model!r}.")
         for kind in kinds:
             seeds = range(options.seed, options.seed + grid.seeds)
             groups.append([dataclasses.replace(o, seed=seed) for o in kind for seed in seeds])
@@ -211,7 +214,8 @@ def run_group(
     states = result.states
     networks = states.model if task.score(options) is None else states.extra.model
     networks = jax.device_put(networks, jax.devices()[0])  # all of them, to be measured there
-    batches = 32 if task.levels else 500  # about 1,000 vectors for each number of bits
+    graded = task.levels and task.levels(options)
+    batches = 32 if graded else 500  # about 1,000 vectors for each number of bits
     measured = data.of_many or data.measured
     found = run.measure(task, options, networks, measured, batches=batches)
     if options.model in ADAPTIVE:

@@ -152,6 +152,18 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
             ["parity", "--ponder-budget", "1.5"],
             "ponder_budget must be above 2, the cost of one step",
         ),
+        (
+            ["parity", "--model", "pondernet", "--ponder-budget", "3"],
+            "ponder_budget must be None for pondernet, which has no ponder cost to hold",
+        ),
+        (["parity", "--model", "lfact", "--min-steps", "2"], "min_steps must be 1 for lfact"),
+        (["parity", "--min-steps", "101"], "min_steps must be at most max_steps = 20, got 101."),
+        (["parity", "--tau-warmup", "-1"], "tau_warmup must be at least 0, got -1."),
+        (
+            ["parity", "--tau-warmup", "9", "--ponder-budget", "3"],
+            "tau_warmup must be 0 where a ponder budget moves tau, got 9.",
+        ),
+        (["parity", "--bits", "4", "--max-bits", "5"], "max_bits must be at most bits = 4, got 5"),
         (["parity", "--steps", "0"], "steps must be an integer of at least 1, got 0."),
         (["parity", "--bits", "0"], "bits "),
         (

@@ -284,7 +284,11 @@ def test_sweeps_at_the_same_settings_share_their_figures():
         (["sweep", "parity", "--tau", "1:0:log"], "tau must be low:high:log or .*, got '1:0:log'"),
         (
             ["sweep", "parity", "--models", "gru"],
-            "models must each be one of rnn, act, repeat, lfact, got 'gru'",
+            "models must each be one of rnn, act, repeat, lfact, pondernet, got 'gru'",
+        ),
+        (
+            ["sweep", "sort", "--models", "act,pondernet"],
+            "models must each be one of rnn, act, repeat, lfact, got 'pondernet'",
         ),
         (
             ["sweep", "parity", "--models", "repeat", "--repeats", "two"],

@@ -264,6 +264,7 @@ def test_the_networks_and_streams_take_a_rule(make):
         np.testing.assert_allclose(result.outputs, outputs[result.index], atol=1e-5)
         np.testing.assert_array_equal(result.steps, ponder.steps[result.index])
         np.testing.assert_allclose(result.remainder, ponder.remainder[result.index], atol=1e-5)
+        np.testing.assert_allclose(result.extra["kl"], ponder.extra["kl"][result.index], atol=1e-5)
 
 
 def test_integers_booleans_and_keys_are_carried_in_the_state():

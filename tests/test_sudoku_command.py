@@ -14,6 +14,7 @@ from actjax.tasks.sudoku import Puzzles
 from experiments import reasoners, stopping
 from experiments.__main__ import main
 from experiments.data import sudoku as files
+from experiments.show import report
 from experiments.tasks import sudoku
 from tests.test_benchmarks import BENCHMARKS
 
@@ -42,7 +43,8 @@ def four(tmp_path_factory):
 def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four, tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["sudoku", "--model", model, "--rule", rule, "--data", str(four), *SMALL]
-    assert main([*argv, "--out", str(out)]) == 0
+    results = tmp_path / "results" / "sudoku" / "four.json"
+    assert main([*argv, "--out", str(out), "--results", str(results)]) == 0
     assert "test boards" in capsys.readouterr().out
     there = {"config.json", "metrics.jsonl", "evaluation.json", "summary.json", "example.json"}
     assert there | FIGURES <= {path.name for path in out.iterdir()}
@@ -54,6 +56,12 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
     assert (options.model, parts["train"].size) == (model, 4)
     assert main([*argv, "--out", str(out), "--resume"]) == 0
     assert json.loads((out / "evaluation.json").read_text()) == found
+    if (model, rule) == KINDS[0]:  # the others' files are alike
+        assert main(["figures", "sudoku", "--results", str(tmp_path / "results")]) == 0
+        drawn = {path.name for path in results.parent.glob("*.png")}
+        assert drawn == {f"demo_4x4_{name}" for name in FIGURES}
+        page = report.build({"sudoku": sudoku.TASK}, tmp_path / "results")
+        assert page.count("<img") == 4 and "solved, stopped early" in page
     prints = [set(files.fingerprints(part.boards).tolist()) for part in parts.values()]
     assert not (prints[0] & prints[1] or prints[0] & prints[2] or prints[1] & prints[2])
 
@@ -158,4 +166,5 @@ def test_the_benchmark_runs_and_its_ways_agree(four, tmp_path, monkeypatch):
     assert main([*argv, "--out", str(out)]) == 0
     recursive.main(["--quick", "--run", str(out), "--out", str(tmp_path / "result.json")])
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["training"][0]["contender"] == "actjax" and result["training"][0]["ms"] > 0
     assert set(result["ratios"]) == {"lanes / always", "lanes / until all are done"}

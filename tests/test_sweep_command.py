@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import tasks
+from experiments import collapse, tasks
 from experiments.__main__ import main
 from experiments.show import report
 
@@ -71,3 +71,30 @@ def test_a_diverged_member_is_told_and_left_out(tmp_path):
     page = report.build(tasks.known(), tmp_path)
     assert "<td>0, 1 diverged</td>" in page and "nan" not in page.lower().split("<h2")[1]
     assert "<img" not in page
+
+
+def test_pondernet_beside_act_with_a_warm_up_a_minimum_and_bits_unseen(tmp_path):
+    size = ["--bits", "4", "--max-bits", "2", "--steps", "4", "--checkpoint-every", "1"]
+    cures = ["--tau", "0.4,0.8", "--tau-warmup", "4", "--min-steps", "2"]
+    members = sweep(tmp_path, "parity", *SIZES, *size, *cures, "--models", "act,pondernet")
+    members = members["members"]
+    assert [member["model"] for member in members] == 2 * ["act"] + 2 * ["pondernet"]
+    assert members[0]["evaluation"]["ponder_steps"] >= 2
+    for member in members:
+        risen = member["tau"] * np.arange(4) / 4
+        np.testing.assert_allclose(member["curve"]["tau"], risen, rtol=1e-4)
+        levels = [row["difficulty"] for row in member["evaluation"]["by_difficulty"]]
+        assert levels == [1, 2, 3, 4]  # of which training saw two
+    assert main(["figures", "parity", "--results", str(tmp_path)]) == 0
+
+
+def test_cures_of_collapse_are_compared(tmp_path, monkeypatch, capsys):
+    some = {name: collapse.CURES[name] for name in ("none", "at least 2 steps")}
+    monkeypatch.setattr(collapse, "CURES", some)
+    results = tmp_path / "c.json"
+    argv = ["collapse", "--steps", "2", "--hidden", "4", "--seeds", "1", "--out", str(tmp_path)]
+    assert main([*argv, "--results", str(results)]) == 0
+    members = json.loads(results.read_text())["members"]
+    assert [member["cure"] for member in members] == list(some)
+    assert members[1]["evaluation"]["ponder_steps"] >= 2
+    assert "0 of 1" in capsys.readouterr().out

@@ -40,6 +40,8 @@ def test_prefix_fills_the_first_places_and_scattered_any():
 
 
 def test_counts_are_uniform_and_signs_fair():
+    three = _draw(bits=10, max_bits=4, min_bits=2)
+    assert set(three.difficulty[:, 0]) == {2, 3, 4}
     batch = _draw(bits=10, max_bits=4)
     counts = np.bincount(batch.difficulty[:, 0], minlength=5)
     assert counts[0] == 0 and counts.size == 5
@@ -59,6 +61,7 @@ def test_a_key_decides_the_batch():
     [
         ({"bits": 0}, "bits must be an integer of at least 1, got 0"),
         ({"bits": 8, "max_bits": 9}, "max_bits must be at most bits = 8, got 9"),
+        ({"bits": 8, "max_bits": 2, "min_bits": 3}, "min_bits must be at most max_bits = 2, got 3"),
         ({"layout": "suffix"}, "layout must be 'prefix' or 'scattered', got 'suffix'"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     ],

@@ -11,6 +11,7 @@ from actjax._loop import adaptive, scan
 from actjax._loop.devices import by_device
 from actjax._loop.plan import lanes_of
 from actjax._loop.rows import fill_padding, without_keys
+from actjax._loop.trace import operations
 from actjax.halting import Rule
 
 
@@ -31,14 +32,14 @@ class Unroll:
         batch, time = jax.tree.leaves(xs)[0].shape[:2]
         xs = fill_padding(xs, lengths)
         first = jnp.ones(batch, bool)
-        _check_step(self.step, lengths, params, state, _first(xs), first)
+        cost = _check_step(self.step, lengths, params, state, _first(xs), first)
         step, state, read = without_keys(self.step, state)
         arguments = step, params, state, xs, lengths
         limits = {"max_steps": self.max_steps, "rule": self.rule}
         if self.loop == "scan":
             final, states, record = scan.masked_scan(*arguments, **limits)
         else:
-            lanes = lanes_of(self.lanes, self.batch, batch, time)
+            lanes = lanes_of(self.lanes, self.batch, batch, time, cost)
             options = limits | {"lanes": lanes, "segment": self.segment}
             final, states, record = adaptive.adaptive(*arguments, **options)
         return read(final), read(states), record
@@ -60,11 +61,12 @@ class UnrollLayers:
         batch, time = jax.tree.leaves(xs)[0].shape[:2]
         xs = fill_padding(xs, lengths)
         n = jnp.ones(batch, jnp.int32)
-        _check_step(self.step, lengths, params, layers.deepest, _first(xs), layers, n)
+        cost = _check_step(self.step, lengths, params, layers.deepest, _first(xs), layers, n)
         limits = {"rule": self.rule}
         if self.loop == "scan":
             return scan.masked_scan_layers(self.step, params, layers, xs, lengths, **limits)
-        limits |= {"lanes": lanes_of(self.lanes, self.batch, batch, time), "segment": self.segment}
+        lanes = lanes_of(self.lanes, self.batch, batch, time, cost)
+        limits |= {"lanes": lanes, "segment": self.segment}
         limits |= {"max_steps": jax.tree.leaves(layers.states)[0].shape[1]}
         return adaptive.adaptive_layers(self.step, params, layers, xs, lengths, **limits)
 
@@ -118,9 +120,11 @@ def _by_value(step) -> bool:
     return True
 
 
-def _check_step(step, lengths, params, state, *inputs):
+def _check_step(step, lengths, params, state, *inputs) -> int:
+    """Refuses a step that breaks its contract; returns the operations of one on one row."""
     traced = checks.check_step(step, params, state, *inputs)
     checks.check_halts(traced, (params, state, *inputs), lengths)
+    return operations(traced.jaxpr) // len(inputs[-1])
 
 
 def _first(xs):

@@ -19,6 +19,8 @@ _SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
 _SEGMENT_BYTES = 1 << 28  # and the memory that this may take, on a CPU
 _SEGMENT_SHARE = 1 / 16  # or elsewhere, of the device's; each member of a `vmap` takes as much
+_FEWEST_LANES = 16  # by default; a product of fewer rows costs as much
+_ITERATION = 1 << 27  # operations, beside which what else an iteration costs is nothing
 
 
 class Data(NamedTuple):
@@ -231,13 +233,24 @@ def join(floats, others) -> Data:
     return Data(*map(pair, with_floats, others[:3]), below, *others[3:])
 
 
-def lanes_of(lanes: int | None, total: int, batch: int, time: int) -> int:
-    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
-    return min(_default_lanes(batch, time) if lanes is None else -(-lanes * batch // total), batch)
+def lanes_of(lanes: int | None, total: int, batch: int, time: int, operations: int) -> int:
+    """How many of `lanes`, which are there for `total` sequences, `batch` of them get.
+
+    Args:
+      operations: of one step on one row.
+    """
+    if lanes is None:
+        return min(_default_lanes(batch, time, operations), batch)
+    return min(-(-lanes * batch // total), batch)
 
 
-def _default_lanes(batch: int, time: int) -> int:
-    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small."""
+def _default_lanes(batch: int, time: int, operations: int) -> int:
+    """As `benchmarks/ponder.py` has it: the wait at the end of a batch matters where T is small.
+
+    Where a step is dear, fewer lanes already make large products, stay in the cache and wait less
+    (`benchmarks/recursive.py`).
+    """
     if jax.default_backend() != "cpu" or time >= 16:
         return batch
-    return max(16, batch // (2 if time >= 4 else 4))
+    part = batch // (2 if time >= 4 else 4)
+    return max(_FEWEST_LANES, min(part, _ITERATION // max(1, operations)))

@@ -3,6 +3,8 @@
 Small tools for `actjax._loop.transpose`, on jaxprs whose calls are written out.
 """
 
+import math
+
 import jax
 from jax.extend import core
 
@@ -124,6 +126,29 @@ def _jaxprs(eqn) -> list:
     """The jaxprs among an equation's parameters."""
     found = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(eqn.params.values()))]
     return [jaxpr for jaxpr in found if hasattr(jaxpr, "eqns")]
+
+
+def operations(jaxpr) -> int:
+    """About how many operations a jaxpr takes: of products two a term, of all else one a number.
+
+    A `while` loop counts as one round, and a `cond` as all its branches.
+    """
+    return sum(map(_operations, jaxpr.eqns))
+
+
+def _operations(eqn) -> int:
+    inner = sum(map(operations, _jaxprs(eqn)))
+    if inner:
+        return inner * eqn.params.get("length", 1)  # of a scan
+    made = sum(v.aval.size for v in eqn.outvars)
+    match eqn.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            return 2 * made * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        case "conv_general_dilated":
+            kernel, (out_axis, *_) = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec
+            return 2 * made * kernel.size // kernel.shape[out_axis]
+    return made
 
 
 def finite_at_zero(eqn) -> bool:

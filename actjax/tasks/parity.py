@@ -15,19 +15,20 @@ def sample(
     batch_size: int,
     *,
     bits: int = 64,
+    min_bits: int = 1,
     max_bits: int | None = None,
     layout: str = "scattered",
 ) -> Batch:
     """Draws vectors of `bits` elements and the parity of their ones.
 
-    In each vector n elements, n uniform on 1 to `max_bits`, are 1 or -1 with equal chance and the
-    others are 0. The target is 1 where the number of ones is odd. One input step, so T = 1.
+    In each vector n elements, n uniform on `min_bits` to `max_bits`, are 1 or -1 with equal chance
+    and the others are 0. The target is 1 where the number of ones is odd. One input step, so T = 1.
 
     Args:
       key: PRNG key.
       batch_size: B, the number of vectors.
       bits: D, the number of elements of a vector.
-      max_bits: the largest n; `bits` unless given.
+      min_bits, max_bits: the smallest n and the largest, 1 and `bits` unless given.
       layout: which elements are not 0: "scattered" takes n at random (Graves 2016), "prefix" the
         first n (the worked examples of both papers and the code of Fojo 2018).
 
@@ -36,7 +37,7 @@ def sample(
       difficulty [B, 1] = n, "the number of bits whose parity must be determined".
 
     Raises:
-      ValueError: for a size below 1, `max_bits` above `bits`, or an unknown layout.
+      ValueError: for a size below 1, limits that are no range within `bits`, or an unknown layout.
 
     Example:
       >>> draw = jax.jit(lambda key: sample(key, 4, bits=8, layout="prefix"))
@@ -52,10 +53,13 @@ def sample(
     check_positive("max_bits", max_bits)
     if max_bits > bits:
         raise ValueError(f"max_bits must be at most bits = {bits}, got {max_bits!r}.")
+    check_positive("min_bits", min_bits)
+    if min_bits > max_bits:
+        raise ValueError(f"min_bits must be at most max_bits = {max_bits}, got {min_bits!r}.")
     check_choice("layout", layout, LAYOUTS)
 
     count_key, sign_key, place_key = jax.random.split(key, 3)
-    count = jax.random.randint(count_key, (batch_size, 1), 1, max_bits + 1)  # [B, 1]
+    count = jax.random.randint(count_key, (batch_size, 1), min_bits, max_bits + 1)  # [B, 1]
     place = jnp.broadcast_to(jnp.arange(bits), (batch_size, bits))
     if layout == "scattered":
         place = _random_order(place_key, batch_size, bits)

@@ -22,7 +22,7 @@ def groups(members: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Members by model and setting, in the order plain, Repeat, ACT and LFACT by falling tau."""
 
     def order(member):
-        model = {"rnn": 0, "act": 2, "lfact": 3}.get(member["model"], 1)
+        model = {"rnn": 0, "act": 2, "lfact": 3, "pondernet": 4}.get(member["model"], 1)
         return model, member["repeats"] or 0, -(member["tau"] or 0)
 
     found = {}
@@ -38,8 +38,8 @@ def name(member: dict[str, Any]) -> str:
         return f"repeat {member['repeats']}"
     if member["ponder_budget"]:
         return f"budget {member['ponder_budget']:g} from τ {member['tau']:g}"
-    layered = "LFACT " if member["model"] == "lfact" else ""
-    return f"{layered}τ {member['tau']:g}"
+    other = {"lfact": "LFACT ", "pondernet": "PonderNet "}.get(member["model"], "")
+    return f"{other}τ {member['tau']:g}"
 
 
 def colors(names) -> dict[str, Any]:

@@ -92,19 +92,24 @@ class Sudoku(Place, Training, Preset):
 
     warmup: int = 200
     """Updates over which the learning rate rises."""
+    cooldown: int = 0
+    """Updates at the end over which it falls to 0."""
     weight_decay: float = 0.1
     """Of AdamW."""
     average: float = 0.995
     """Decay of the moving average of the weights, which are what is measured."""
 
+    results: pathlib.Path | None = None
+    """Also write here what `figures sudoku` and the report draw from, a file of some kilobytes."""
 
-DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=12_000, checkpoint_every=2000)
-CPU = {"size": 9, "hidden": 128, "layers": 2, "latent_steps": 3, "average": 0.999}
-PAPER = {"size": 9, "puzzles": 1000, "hidden": 512, "layers": 2, "latent_steps": 6, "cycles": 3}
-PAPER |= {"expand": 3, "weight_decay": 1.0, "average": 0.999, "warmup": 2000, "learning_rate": 1e-4}
+
+DEMO = Sudoku(batch_size=64, learning_rate=2e-3, steps=8000, cooldown=2000, checkpoint_every=2000)
+LONG = {"size": 9, "puzzles": 1000, "cooldown": 0, "average": 0.999}
+PAPER = LONG | {"hidden": 512, "layers": 2, "latent_steps": 6, "cycles": 3}
+PAPER |= {"expand": 3, "weight_decay": 1.0, "warmup": 2000, "learning_rate": 1e-4}
 PRESETS = {
     "demo": DEMO,
-    "cpu": dataclasses.replace(DEMO, **CPU, learning_rate=1e-3, steps=40_000),
+    "cpu": dataclasses.replace(DEMO, **LONG, hidden=96, learning_rate=1e-3, steps=60_000),
     # 60,000 epochs of 1,000 puzzles
     "paper": dataclasses.replace(DEMO, **PAPER, batch_size=768, steps=78_000),
 }
@@ -143,7 +148,8 @@ def check(options: Sudoku):
     )
     for name in (*names, "warmup", "test_size"):
         check_positive(name, getattr(options, name))
-    require(options.puzzles >= 0, "puzzles", "at least 0", options.puzzles)
+    for name in ("puzzles", "cooldown"):
+        require(getattr(options, name) >= 0, name, "at least 0", getattr(options, name))
     require(options.devices == 1, "devices", "1: lanes are recycled on one", options.devices)
     require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)
     for name in ("weight", "weight_decay"):
@@ -171,12 +177,13 @@ def label(options: Sudoku) -> str:
 
 def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
     """One run from the puzzles to the figures: its summary and its folder."""
+    record.check_file("results", options.results)
     record.check_folder("out", options.out)
     parts = load(options)
     place = f"{parts['train'].size}x{parts['train'].size}-{label(options)}-seed{options.seed}"
     folder = options.out or pathlib.Path("runs") / "sudoku" / place
     config = as_json("sudoku", options) | {"data_sha256": sha256(parts)}
-    run.claim(folder, config, options)
+    run.claim(folder, config, options, free=() if options.cooldown else ("steps",))
     with run.interruptible(folder):
         model = fit(options, parts["train"], folder)
     traced = pick(options, "max_steps") | {"rule": rule_of(options)}
@@ -190,6 +197,7 @@ def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
         "model": label(options),
         "seed": options.seed,
         "steps": last["step"],
+        "planned_steps": PRESETS[options.preset].steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "train": {name: last[name] for name in last if name not in ("step", "seconds")},
         "evaluation": {name: x for name, x in found.items() if not isinstance(x, list)},
@@ -203,6 +211,9 @@ def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
     training.write_json(folder / "example.json", example)
     training.write_json(folder / run.SUMMARY, summary)
     show.draw(folder)
+    shared = ("experiment", "command", "config", "wall_time_seconds", "device", "versions")
+    whole = {name: summary[name] for name in shared} | {"members": [show.member(folder)]}
+    record.write_results(options.results, whole)
     return summary, folder
 
 
@@ -255,7 +266,9 @@ def restore(folder: pathlib.Path) -> tuple[Sudoku, nnx.Module, dict[str, Puzzles
 
 def make_member(options: Sudoku, puzzles: Puzzles):
     """The training step of a rule, and the state that it starts from."""
-    rate = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup)
+    warm = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup)
+    left = lambda n: 1.0 if not options.cooldown else (options.steps - n) / options.cooldown
+    rate = lambda n: warm(n) * jax.numpy.minimum(1.0, left(n))
     adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=options.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
     sample = lambda key, puzzles: sudoku.sample(key, options.batch_size, puzzles=puzzles)
@@ -292,4 +305,6 @@ TASK = Task(
     what="solve Sudoku by steps that refine an answer, and stop",
     presets=PRESETS,
     main=main,
+    figures=show.compare,
+    section=show.section,
 )
