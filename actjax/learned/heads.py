@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice
+from actjax._checks import check_choice, check_rngs
 from actjax.halting import Ponder, halting_step, halting_weights
 from actjax.learned.bound import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign
@@ -183,6 +183,7 @@ class Head(nnx.Module):
         bias: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         self.see_globals = see_globals
         inputs = hidden_features + (GLOBAL_FEATURES if see_globals else 0)
         init = nnx.initializers.lecun_normal()

@@ -69,6 +69,7 @@ class Recurrent(nnx.Module):
     def __init__(
         self, in_features, hidden_features, *, cell=nnx.GRUCell, flag=False, dtype=None, rngs
     ):
+        checks.check_rngs(rngs)
         checks.check_positive("in_features", in_features)
         checks.check_positive("hidden_features", hidden_features)
         self.in_features, self.hidden_features, self.flag = in_features, hidden_features, flag

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from actjax._checks import check_lengths, check_positive, check_unshared
+from actjax._checks import check_key, check_lengths, check_positive, check_unshared
 from actjax._layers import Layers
 from actjax._loop.rows import last_inputs
 from actjax.halting import Ponder
@@ -126,19 +126,24 @@ class Seq2Seq(nnx.Module):
         """
         check_positive("steps", steps)
         key = jax.random.key(0) if key is None else key
+        check_key("key", key)
         noise, own = _part(rngs)
         state, last, encoder = self._encode(xs, lengths, **noise)
 
         def one_step(carry, s):
             state, fed = carry
-            noise = {name: fold(rngs, s) for name, rngs in own.items()}
-            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state, **noise)
-            outputs, ponder = jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
+            state, outputs, ponder = _decode_one(self.decoder, state, fed, own, s)
             fed = feed(outputs, jax.random.fold_in(key, s)).astype(fed.dtype)
             return (state, fed), (fed, outputs, ponder)
 
-        _, records = lax.scan(one_step, (state, last), jnp.arange(steps))
-        inputs, outputs, decoder = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
+        known = jax.tree.leaves((self.decoder, state, last, own, key))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in known):
+            _, records = lax.scan(one_step, (state, last), jnp.arange(steps))
+            records = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
+        else:
+            # A scan would be compiled with `feed`, which may have closed over what has changed.
+            records = _in_turn(one_step, (state, last), jnp.arange(steps))
+        inputs, outputs, decoder = records
         return inputs, Decoded(outputs, encoder, decoder)
 
     def _encode(self, xs: Array, lengths: Array | None, **noise) -> tuple[Any, Array, Ponder]:
@@ -152,6 +157,23 @@ class Seq2Seq(nnx.Module):
             raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
         return state, last_inputs(jnp.asarray(xs), lengths), ponder
+
+
+@jax.jit
+def _decode_one(decoder: Recurrent, state: Any, fed: Array, own: dict, s: Array):
+    """Step s of a decoder, ``(state, outputs [B, ...], ponder [B])``, compiled once."""
+    noise = {name: fold(rngs, s) for name, rngs in own.items()}
+    state, outputs, ponder = decoder(fed[:, None], initial_state=state, **noise)
+    return state, *jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
+
+
+def _in_turn(step: Callable, carry: Any, numbers: Array) -> Any:
+    """What `lax.scan` stacks, with the batch first; `step` is called in turn, as it is."""
+    records = []
+    for number in numbers:
+        carry, record = step(carry, number)
+        records.append(record)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *records)
 
 
 def _part(rngs: Any) -> tuple[dict, dict]:
