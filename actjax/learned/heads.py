@@ -190,7 +190,7 @@ class Head(nnx.Module):
         self.inner = nnx.Param(init(rngs.params(), (inputs, width)).T) if width else None
         self.inner_bias = nnx.Param(jnp.zeros((width, 1))) if width else None
         self.kernel = nnx.Param(jnp.zeros((width or inputs,)))
-        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+        self.bias = nnx.Param(jnp.asarray(bias, self.kernel[...].dtype))
 
     def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
         """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""

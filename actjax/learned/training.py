@@ -21,7 +21,7 @@ from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
 from actjax.training.metrics import check_names
-from actjax.training.state import TrainState, as_transformation, init_state
+from actjax.training.state import TrainState, apply_updates, as_transformation, init_state
 from actjax.training.step import Finish, with_finish
 
 MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands to every update
@@ -210,7 +210,7 @@ def make_meta_step(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.model, value=loss, grad=gradient, value_fn=value_fn
         )
-        model = optax.apply_updates(state.model, updates)
+        model = apply_updates(state.model, updates)
         count = state.step + 1
         extra = lax.cond(
             count % validate_every == 0,

@@ -171,7 +171,8 @@ class Recurrent(nnx.Module):
         first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
         params = cell, flag_weights, None
         try:
-            with checks.own_variables("cell"):
+            # A carry of another dtype takes the cell's, below.
+            with checks.own_variables("cell"), jax.numpy_dtype_promotion("standard"):
                 new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
         except (AttributeError, TypeError) as error:
             if _Products.__name__ not in str(error):

@@ -16,7 +16,7 @@ from actjax.training.compiler import jit_by_model
 from actjax.training.metrics import OF_ROWS, check_names
 from actjax.training.partition import carried, hide, merge, named, rewrite, show, split, writes
 from actjax.training.sharding import make_shared
-from actjax.training.state import TrainState, as_transformation
+from actjax.training.state import TrainState, apply_updates, as_transformation
 
 # sample(key, data) -> batch: any pytree of arrays that lead with its rows
 Sample = Callable[[Array, Any], Any]
@@ -107,16 +107,15 @@ def make_train_step(
         arguments = hide(rest), sample(key, data), *extra
         (loss, (metrics, written)), gradient = differentiate(params, *arguments)
         gradient = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradient)
-        with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
-            updates, opt_state = optimizer.update(
-                gradient,
-                state.opt_state,
-                params,
-                value=loss,
-                grad=gradient,
-                value_fn=lambda params: value_alone(params, *arguments),
-            )
-            params = optax.apply_updates(params, updates)
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            params,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda params: value_alone(params, *arguments),
+        )
+        params = apply_updates(params, updates)
         model = merge(params, rewrite(rest, written))
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         extra = state.extra if control is None else control(state.extra, metrics)
