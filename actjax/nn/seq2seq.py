@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 
@@ -117,6 +118,7 @@ class Seq2Seq(nnx.Module):
           xs, steps, lengths, rngs: as in `__call__`. The first step is fed the last ground truth.
           feed: ``(outputs, key) -> inputs``: from the decoder's outputs ``[B, hidden_features]``
             to its next inputs ``[B, in_features]``, the sampled or the likeliest prediction.
+            Outside of `jit` it is called at every step.
           key: PRNG key; step s gets ``fold_in(key, s)``. A fixed one by default, for a `feed`
             that draws nothing.
 
@@ -149,14 +151,15 @@ class Seq2Seq(nnx.Module):
     def _encode(self, xs: Array, lengths: Array | None, **noise) -> tuple[Any, Array, Ponder]:
         """The encoder's last state, each sequence's last input, and the encoder's record."""
         self._check_unshared()
+        xs = jnp.asarray(xs)
         if lengths is None:
             state, _, ponder = self.encoder(xs, **noise)
             return state, xs[:, -1], ponder
         given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
-        if not isinstance(given, jax.core.Tracer) and min(given) < 1:
-            raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
+        if not isinstance(given, jax.core.Tracer) and np.min(given) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {np.min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
-        return state, last_inputs(jnp.asarray(xs), lengths), ponder
+        return state, last_inputs(xs, lengths), ponder
 
 
 @jax.jit
