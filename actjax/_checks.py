@@ -7,15 +7,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from actjax._variables import Touched, observed, shared_variable
 
 INT32_MAX = 2**31 - 1  # the loops count in int32
-
-
-def check_limits(max_steps: int, epsilon: float) -> None:
-    check_positive("max_steps", max_steps)
-    check_number("epsilon", epsilon, 0, 1)
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, include_low=False) -> None:
@@ -34,6 +30,21 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {described(value)}.")
     if value > INT32_MAX:
         raise ValueError(f"{name} must be an integer of at most {INT32_MAX}, got {value}.")
+
+
+def check_key(name: str, key: Any, rank: int = 0) -> None:
+    """Checks that `key` is a PRNG key, typed or as `jax.random.PRNGKey` makes it, or many."""
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if ndim != rank + (not typed) or not (typed or dtype == jnp.uint32):
+        kind = "PRNG keys" if rank else "a PRNG key, as jax.random.key(0) is"
+        got = repr(key) if dtype is None else shown(key)
+        raise ValueError(f"{name} must be {kind}, got {got}.")
+
+
+def check_rngs(rngs: Any) -> None:
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs must be nnx.Rngs, as nnx.Rngs(0) is, got {described(rngs)}.")
 
 
 def described(value: Any) -> str:
@@ -125,15 +136,19 @@ def check_loop(loop: str, batch: Any, time: Any) -> None:
     check_choice("loop", loop, ("while", "scan"))
     if loop == "scan":
         return
-    if not (isinstance(batch, int) and isinstance(time, int)):
-        raise ValueError(
-            "loop must be 'scan' where jax.export leaves a dimension open, "
-            f"got 'while' and {batch} sequences of {time} inputs."
-        )
+    check_closed(loop, batch, time)
     if batch * time > INT32_MAX:
         raise ValueError(
             f"xs must hold at most {INT32_MAX} inputs under loop='while', "
             f"got {batch} sequences of {time}."
+        )
+
+
+def check_closed(loop: str, batch: Any, time: Any) -> None:
+    if not (isinstance(batch, int) and isinstance(time, int)):
+        raise ValueError(
+            "loop must be 'scan' where jax.export leaves a dimension open, "
+            f"got {loop!r} and {batch} sequences of {time} inputs."
         )
 
 
@@ -297,20 +312,19 @@ def check_probabilities(name: str, halts: Any) -> None:
         )
 
 
-def check_rule(rule: Any, state: Any) -> None:
-    """Checks what the methods of `rule` return against its contract, without running them."""
+def check_rule(rule: Any, epsilon: float | None = None) -> Any:
+    """Returns `rule`, if its methods return what they have to; they are not run.
+
+    Args:
+      epsilon: what was given beside it, which is for Graves' rule alone to be made with.
+    """
     if isinstance(rule, type):
         raise ValueError(f"rule must be made, {rule.__name__}(...), got the class.")
     missing = [name for name in ("mean", "start", "decide", "update") if not hasattr(rule, name)]
     if missing:
         raise ValueError(f"rule must have {', '.join(missing)} as a Rule does, got {rule!r}.")
-    try:
-        jax.tree.broadcast(rule.mean, state)
-    except ValueError:
-        raise ValueError(
-            "rule must have a mean that is a bool or a tree of bools that the state begins with, "
-            f"{jax.tree.structure(state)}, got {rule.mean!r}."
-        ) from None
+    if epsilon is not None:
+        raise ValueError(f"epsilon must be the rule's own where rule is given, got {epsilon!r}.")
     halt, n = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     describe = lambda tree: jax.tree.map(_shape_and_dtype, tree)
     before = jax.eval_shape(rule.start, halt)
@@ -335,6 +349,18 @@ def check_rule(rule: Any, state: Any) -> None:
             raise ValueError(
                 f"rule must hold and tell floats that lead with the row axis, got {shown(leaf)}."
             )
+    return rule
+
+
+def check_mean(rule: Any, state: Any) -> None:
+    """Checks that `rule.mean` fits the state."""
+    try:
+        jax.tree.broadcast(rule.mean, state)
+    except ValueError:
+        raise ValueError(
+            "rule must have a mean that is a bool or a tree of bools that the state begins with, "
+            f"{jax.tree.structure(state)}, got {rule.mean!r}."
+        ) from None
 
 
 def _shape_and_dtype(leaf) -> tuple[tuple[int, ...], str]:

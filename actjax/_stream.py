@@ -27,7 +27,7 @@ from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, read_o
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
 from actjax._loop.rows import averaged, like_inputs, per_row, select
 from actjax._streamable import Prepared, Streamable
-from actjax.halting import Graves
+from actjax.halting import chosen_rule
 
 
 class Result(NamedTuple):
@@ -78,8 +78,8 @@ def stream(
       `Result`, in the order in which sequences are done.
 
     Raises:
-      ValueError: a model that is not `Streamable`, a count below 1, or a sequence of the wrong
-        shape or dtype.
+      ValueError: a model that is not `Streamable` or no pytree of arrays, a count below 1, or a
+        sequence of the wrong shape or dtype.
 
     >>> import actjax
     >>> from flax import nnx
@@ -93,6 +93,7 @@ def stream(
             "model must have the method for_stream, as ACT, LFACT, Repeat and RNN do, "
             f"got {type(model).__name__}."
         )
+    checks.check_arrays("model", model)
     refill = max(1, lanes // 4) if refill is None else refill
     for name, value in (("lanes", lanes), ("chunk", chunk), ("refill", refill)):
         checks.check_positive(name, value)
@@ -361,20 +362,20 @@ def _loop(model, xs) -> tuple[Plan, Data, _Ready]:
         )
     step, params, state, inputs, max_steps, read, epsilon, rule, halts = ready
     lanes, chunk = checks.check_rows("inputs", inputs, 2)
-    checks.check_limits(max_steps, epsilon)
-    rule = Graves(epsilon) if rule is None else rule
+    checks.check_positive("max_steps", max_steps)
+    rule = chosen_rule(rule, epsilon)
     x = jax.tree.map(lambda leaf: leaf[:, 0], inputs)
     row = lambda dtype: jax.ShapeDtypeStruct((lanes,), dtype)
     if isinstance(state, Layers):
         max_steps, count = checks.check_layers(state, lanes), state.count
         checks.check_step(step, params, state.deepest, x, state, row(jnp.int32))
-        checks.check_rule(rule, state.deepest)
+        checks.check_mean(rule, state.deepest)
         flat, weights, state, below, xs, unflatten = flatten_layers(step, params, state, inputs)
         means = (False,) * len(state)
     else:
         checks.check_state(state, lanes)
         checks.check_step(step, params, state, x, row(bool))
-        checks.check_rule(rule, state)
+        checks.check_mean(rule, state)
         means = averaged(rule.mean, state)
         flat, weights, state, xs, unflatten = flatten(step, params, state, inputs)
         below, count = [], None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_limits, check_rows
+from actjax._checks import check_rows
 from actjax.halting import Rule
 
 
@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
     inputs: Any
     max_steps: int
     read: Callable[[Any], tuple[Any, Any]] = _both
-    epsilon: float = 0.01
+    epsilon: float | None = None
     rule: Rule | None = None
     halts: bool = True
 
@@ -100,14 +100,13 @@ class StepModel:
     params: Any
     state: Any
     max_steps: int = dataclasses.field(metadata={"static": True})
-    epsilon: float = dataclasses.field(default=0.01, metadata={"static": True})
+    epsilon: float | None = dataclasses.field(default=None, metadata={"static": True})
     rule: Rule | None = dataclasses.field(default=None, metadata={"static": True})
     read: Callable[[Any], tuple[Any, Any]] = dataclasses.field(
         default=_both, metadata={"static": True}
     )
 
     def for_stream(self, xs: Any) -> Prepared:
-        check_limits(self.max_steps, self.epsilon)
         batch, _ = check_rows("sequences", xs, 2)
         rows = lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf)))
         state = jax.tree.map(rows, self.state)

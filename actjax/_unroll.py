@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from actjax import _checks as checks
 from actjax._layers import Layers
 from actjax._loop import calls
-from actjax.halting import Graves, Ponder, Rule
+from actjax.halting import Ponder, Rule, chosen_rule
 
 
 class Step(Protocol):
@@ -84,7 +84,7 @@ def ponder(
     x,
     *,
     max_steps: int,
-    epsilon: float = 0.01,
+    epsilon: float | None = None,
     rule: Rule | None = None,
     loop: str = "while",
     lanes: int | None = None,
@@ -128,7 +128,7 @@ def unroll(
     xs,
     *,
     max_steps: int,
-    epsilon: float = 0.01,
+    epsilon: float | None = None,
     rule: Rule | None = None,
     lengths=None,
     loop: str = "while",
@@ -158,10 +158,10 @@ def unroll(
         have no gradient.
       xs: pytree of arrays ``[B, T, ...]``.
       max_steps: M, the limit on steps at one input (eq 13), whatever the rule.
-      epsilon: how far below 1 the halting probabilities may sum (eq 7), for Graves' rule.
-      rule: when an input's steps end, and what weights they have: a `halting.Rule`, which takes the
-        place of ``halting.Graves(epsilon)``. Its `mean` says what an input leaves behind, the mean
-        of its states or the last.
+      epsilon: how far below 1 the halting probabilities may sum (eq 7), 0.01 unless given: that of
+        ``halting.Graves(epsilon)``, whose rule it is without `rule`.
+      rule: when an input's steps end, and what weights they have: any other `halting.Rule`. Its
+        `mean` says what an input leaves behind, the mean of its states or the last.
       lengths: int ``[B]``, the inputs of each sequence that are real, 0 to T; all by default. What
         lies beyond costs nothing, has zeros for output and is never given to the step.
       loop: "while" (cost follows the steps taken) or "scan" (fixed cost, the reference).
@@ -189,13 +189,14 @@ def unroll(
     >>> states.shape, record.cost.shape
     ((3, 7, 4), (3, 7))
     """
-    checks.check_limits(max_steps, epsilon)
+    checks.check_positive("max_steps", max_steps)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_loop(loop, batch, time)
     checks.check_state(state, batch)
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
-    rule = _checked(rule, epsilon, state)
+    rule = chosen_rule(rule, epsilon)
+    checks.check_mean(rule, state)
     call = calls.Unroll(step, rule, loop, batch, lanes, segment, max_steps)
     return calls.run(call, params, (state, xs, lengths))
 
@@ -206,7 +207,7 @@ def unroll_layers(
     layers: Layers,
     xs,
     *,
-    epsilon: float = 0.01,
+    epsilon: float | None = None,
     rule: Rule | None = None,
     lengths=None,
     loop: str = "while",
@@ -242,14 +243,14 @@ def unroll_layers(
     >>> final.states.shape, layers.states.shape, record.cost.shape
     ((3, 5, 4), (3, 7, 5, 4), (3, 7))
     """
-    checks.check_limits(1, epsilon)
     batch, time = checks.check_rows("xs", xs, 2)
     checks.check_loop(loop, batch, time)
     checks.check_layers(layers, batch)
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     layers = Layers(layers.states, jnp.asarray(layers.count, jnp.int32))
-    rule = _checked(rule, epsilon, layers.deepest)
+    rule = chosen_rule(rule, epsilon)
+    checks.check_mean(rule, layers.deepest)
     call = calls.UnrollLayers(step, rule, loop, batch, lanes, segment)
     return calls.run(call, params, (layers, xs, lengths))
 
@@ -274,10 +275,3 @@ def repeat(step: Step, params, state, xs, *, repeats: int, lengths=None):
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time)
     return calls.run(calls.Repeat(step, repeats), params, (state, xs, lengths))
-
-
-def _checked(rule: Rule | None, epsilon: float, state) -> Rule:
-    if rule is None:
-        return Graves(epsilon)
-    checks.check_rule(rule, state)
-    return rule

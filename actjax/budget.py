@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -165,7 +166,7 @@ def hold(
       >>> float(controller.update(state, 2.5).tau)
       0.0
     """
-    if not isinstance(ponder, jax.core.Tracer) and not ponder > ONE_STEP:  # type: ignore[operator]
+    if not isinstance(ponder, jax.core.Tracer) and not np.all(np.asarray(ponder) > ONE_STEP):
         raise ValueError(f"ponder must be above 2, the cost of one step, got {ponder!r}.")
     if not 0 < min_tau < max_tau:
         raise ValueError(
@@ -243,6 +244,6 @@ def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
 
 
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
-    if not isinstance(tau, jax.core.Tracer) and not least <= tau <= most:  # type: ignore[operator]
+    if not isinstance(tau, jax.core.Tracer) and not least <= np.asarray(tau) <= most:
         allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
         raise ValueError(f"{name} must be {allowed}, got {tau!r}.")

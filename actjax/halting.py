@@ -11,9 +11,6 @@ done in float32 at least, whatever the dtype of the network.
     Threshold    h^n over a threshold; the last state is the result
     FixedSteps   so many steps, whatever h^n
     AtLeast      another rule, which may not stop before so many steps
-
-What must look at more than ``h^n``, at the states themselves, say, belongs into the step, which
-then says 1 to stop or 0 to go on: both are halting probabilities that every rule here allows.
 """
 
 import dataclasses
@@ -24,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from actjax._checks import check_limits, check_number, check_positive, check_probabilities
+from actjax import _checks as checks
 
 
 class Ponder(NamedTuple):
@@ -153,7 +150,7 @@ class Graves:
     mean: Any = True
 
     def __post_init__(self):
-        check_limits(1, self.epsilon)
+        checks.check_number("epsilon", self.epsilon, 0, 1)
 
     def start(self, zero):
         return zero  # h^1 + ... + h^{n-1}
@@ -189,8 +186,8 @@ class PonderNet:
     mean: Any = True
 
     def __post_init__(self):
-        check_limits(1, self.epsilon)
-        check_number("prior", self.prior, 0, 1)
+        checks.check_number("epsilon", self.epsilon, 0, 1)
+        checks.check_number("prior", self.prior, 0, 1)
 
     def start(self, zero):
         return zero + 1, zero  # what is left of the mass, and of KL(p || G) the terms so far
@@ -229,7 +226,7 @@ class Threshold:
     mean: Any = False
 
     def __post_init__(self):
-        check_number("threshold", self.threshold, 0, 1, include_low=True)
+        checks.check_number("threshold", self.threshold, 0, 1, include_low=True)
 
     def start(self, zero):
         return ()
@@ -256,7 +253,7 @@ class FixedSteps:
     mean: Any = False
 
     def __post_init__(self):
-        check_positive("steps", self.steps)
+        checks.check_positive("steps", self.steps)
 
     def start(self, zero):
         return ()
@@ -285,7 +282,8 @@ class AtLeast:
     rule: Rule
 
     def __post_init__(self):
-        check_positive("steps", self.steps)
+        checks.check_positive("steps", self.steps)
+        checks.check_rule(self.rule)
 
     @property
     def mean(self):
@@ -302,6 +300,12 @@ class AtLeast:
 
     def _halt(self, n, halt):
         return jnp.where(n < self.steps, 0, halt)
+
+
+def chosen_rule(rule: Rule | None, epsilon: float | None = None) -> Rule:
+    """`rule`, or Graves' with `epsilon`; of the two only one may be given."""
+    given = () if epsilon is None else (epsilon,)
+    return Graves(*given) if rule is None else checks.check_rule(rule, epsilon)
 
 
 def halting_dtype(dtype) -> jnp.dtype:
@@ -337,7 +341,7 @@ def halting_step(
 
 
 def halting_weights(
-    halts: ArrayLike, *, epsilon: float = 0.01, rule: Rule | None = None
+    halts: ArrayLike, *, epsilon: float | None = None, rule: Rule | None = None
 ) -> HaltingWeights:
     """Applies a rule to all M halting probabilities of each row at once.
 
@@ -346,7 +350,7 @@ def halting_weights(
     Args:
       halts: float ``[..., M]``. h^1 .. h^M along the last axis; its length is the limit M.
       epsilon: as in `Graves`, whose rule it is unless `rule` is given.
-      rule: any `Rule`.
+      rule: any other `Rule`, in the place of Graves' and its epsilon.
 
     Returns:
       `HaltingWeights`.
@@ -359,20 +363,17 @@ def halting_weights(
     (3, [0.5, 0.3, 0.2, 0.0])
     """
     halts = jnp.asarray(halts)
-    check_limits(1, epsilon)
+    rule = chosen_rule(rule, epsilon)
     if halts.ndim < 1 or halts.shape[-1] < 1:
-        raise ValueError(
-            f"halts must have shape [..., M] with at least one step, got {halts.shape}."
-        )
-    check_probabilities("halts", halts)
+        raise ValueError(f"halts must have shape [..., M], M at least 1, got {halts.shape}.")
+    checks.check_probabilities("halts", halts)
     halts = halts.astype(halting_dtype(halts.dtype))
-    if rule is not None and not isinstance(rule, Graves):
+    if not isinstance(rule, Graves):
         return _weights_step_by_step(halts, rule)
     totals = jnp.cumsum(halts, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(totals[..., :1]), totals[..., :-1]], axis=-1)
     n = jnp.arange(1, halts.shape[-1] + 1).reshape((1,) * (halts.ndim - 1) + (-1,))
-    epsilon = epsilon if rule is None else rule.epsilon
-    weights, last = halting_step(halts, before, n, max_steps=halts.shape[-1], epsilon=epsilon)
+    weights, last = halting_step(halts, before, n, max_steps=halts.shape[-1], epsilon=rule.epsilon)
     steps = jnp.argmax(last, axis=-1).astype(jnp.int32) + 1
     weights = jnp.where(n <= steps[..., None], weights, 0)
     remainder = jnp.take_along_axis(weights, steps[..., None] - 1, axis=-1)[..., 0]
@@ -380,8 +381,7 @@ def halting_weights(
 
 
 def _weights_step_by_step(halts: jax.Array, rule: Rule) -> HaltingWeights:
-    shape, limit = halts.shape[:-1], halts.shape[-1]
-    rows = halts.reshape(-1, limit)
+    limit = halts.shape[-1]
 
     def one_step(carry, halt):
         registers, n, running = carry
@@ -390,11 +390,11 @@ def _weights_step_by_step(halts: jax.Array, rule: Rule) -> HaltingWeights:
         registers, weight, _ = rule.update(registers, n, halt, last)
         return (registers, n, running & ~last), (jnp.where(running, weight, 0), running)
 
+    rows = halts.reshape(-1, limit)
     zero = jnp.zeros_like(rows[:, 0])
     carry = rule.start(zero), zero.astype(jnp.int32), zero == 0
     _, (weights, running) = lax.scan(one_step, carry, rows.T)
     steps = running.sum(0, dtype=jnp.int32)
     remainder = jnp.take_along_axis(weights, steps[None] - 1, axis=0)
-    return HaltingWeights(
-        weights.T.reshape(*shape, limit), steps.reshape(shape), remainder.reshape(shape)
-    )
+    by_row = lambda leaf: leaf.reshape(*halts.shape[:-1], *leaf.shape[1:])
+    return HaltingWeights(*map(by_row, (weights.T, steps, remainder)))

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_number, check_positive, check_rows, shown
+from actjax._checks import check_mean, check_number, check_positive, check_rows, shown
 from actjax._loop.rows import is_float
 from actjax._unroll import Step
-from actjax.halting import Graves, Rule, halting_dtype
+from actjax.halting import Rule, chosen_rule, halting_dtype
 
 
 def until_converged(
@@ -150,7 +150,7 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
       present: bool ``[rows, S]``, which positions there are, all by default. The others never step,
         and their `steps` are 0.
     """
-    rule = Graves() if rule is None else rule
+    rule = chosen_rule(rule)
     batch, count = check_rows("state", state, 2)
     leaf = next((leaf for leaf in jax.tree.leaves(state) if is_float(leaf)), None)
     if leaf is None:
@@ -160,6 +160,7 @@ def start_positions(state: Any, *, rule: Rule | None = None, present: Any = None
     zero = leaf.reshape(*leaf.shape[:2], -1)[..., 0].astype(halting_dtype(leaf.dtype)) * 0
     running = jnp.ones(zero.shape, bool) if present is None else jnp.asarray(present)
     running = running & (zero == 0)
+    check_mean(rule, state)
     registers = rule.start(zero.ravel())
     arguments = zero.astype(jnp.int32).ravel(), zero.ravel(), running.ravel()
     told = jax.eval_shape(rule.update, registers, *arguments)[2]
@@ -213,7 +214,7 @@ def by_position(step: Step, *, max_steps: int, rule: Rule | None = None) -> Step
     ((3, 4, 2), Array([4, 3, 2, 2], dtype=int32))
     """
     check_positive("max_steps", max_steps)
-    return _Positioned(step, max_steps, Graves() if rule is None else rule)
+    return _Positioned(step, max_steps, chosen_rule(rule))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ def network(cell, hidden, features=8, bias=1.0, factor=1.0, seed=0, **options):
 def apply(model, xs, loop, lengths=None, lanes=None, **options):
     """``(outputs, Ponder)`` by any of the loops; `options` are the kernel's alone."""
     step, params, state, inputs = model.prepare(xs, None, model.halt, lengths)
-    limits = {"max_steps": model.max_steps, "epsilon": model.epsilon, "lengths": lengths}
+    limits = {"max_steps": model.max_steps, "epsilon": model.rule.epsilon, "lengths": lengths}
     if loop == "kernel":
         kind, limits = type(model.cell), limits | {"lanes": lanes}
         _, outputs, ponder = kernel.run(step, params, state, inputs, kind=kind, **limits, **options)

@@ -171,7 +171,8 @@ def make_layered_objective(
                 network.read(outputs), batch.targets, mask
             )
             total += mu * losses.over_layers(of_layer, layers, batch.mask, deepest=total)
-        cross_entropy = (total if over_time == "sum" else total / batch.mask.sum(1)).mean()
+        count = batch.mask.sum(1, dtype=total.dtype)
+        cross_entropy = (total if over_time == "sum" else total / count).mean()
         loss = cross_entropy + tau * losses.ponder_cost(ponder.cost, over_time=over_time).mean()
         right = losses.accuracy(logits.argmax(-1), batch.targets, batch.mask)
         return loss, {**measure(logits, batch), "accuracy": right, **losses.ponder_metrics(ponder)}

@@ -22,14 +22,25 @@ _SETTINGS = {
 }
 
 
-def pytest_configure():
+OPTAX = "strict", "Optax mixes types in its own arithmetic"
+MODE = os.environ.get("ACTJAX_TEST_MODE")
+
+
+def pytest_configure(config):
     """Sets the mode of the whole run, before any test module makes an array."""
-    mode = os.environ.get("ACTJAX_TEST_MODE")
-    if mode is not None:
-        if mode not in _SETTINGS:
+    config.addinivalue_line("markers", "not_in(mode, reason): what cannot hold in a mode of JAX")
+    if MODE is not None:
+        if MODE not in _SETTINGS:
             modes = ", ".join(_SETTINGS)
-            raise pytest.UsageError(f"ACTJAX_TEST_MODE must be one of {modes}, got {mode!r}.")
-        jax.config.update(*_SETTINGS[mode])
+            raise pytest.UsageError(f"ACTJAX_TEST_MODE must be one of {modes}, got {MODE!r}.")
+        jax.config.update(*_SETTINGS[MODE])
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("not_in"):
+        mode, reason = mark.args
+        if mode == MODE:
+            pytest.skip(f"not in mode {mode}: {reason}")
 
 
 @pytest.fixture(scope="module")

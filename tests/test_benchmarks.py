@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import OPTAX
+
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -22,6 +24,7 @@ def bench(monkeypatch, quick_compilation):
     return ponder
 
 
+@pytest.mark.not_in(*OPTAX)
 def test_quick_run(bench, tmp_path, capsys):
     out = tmp_path / "results" / "ponder.json"
     bench.main(["--quick", "--setting", "parity", "--out", str(out)])
@@ -99,6 +102,7 @@ def test_peers_without_pytorch(bench, monkeypatch):
         peers.main(["--quick"])
 
 
+@pytest.mark.not_in(*OPTAX)
 def test_accelerator(bench, tmp_path, capsys):
     import accelerator
     import kernel_check

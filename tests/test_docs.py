@@ -14,6 +14,8 @@ import re
 
 import pytest
 
+from tests.conftest import OPTAX
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
@@ -75,7 +77,14 @@ def compare(printed: str, shown: str, note: str, where: str):
         assert off <= float(rtol[1]) * abs(float(there)), f"{where}: {printed}"
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def by_itself(page):
+    """The name of a page as a parameter, and the modes in which it does not hold."""
+    name = str(page.relative_to(ROOT))
+    marks = [pytest.mark.not_in(*OPTAX)] if name == "docs/howto/flax.md" else []
+    return pytest.param(page, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("page", map(by_itself, PAGES[1:]))
 def test_pages_do_what_they_say(page, tmp_path, monkeypatch, quick_compilation):
     for name in NEEDS:
         if re.search(rf"^(import|from) {name}\b", page.read_text(), re.MULTILINE):

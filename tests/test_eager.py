@@ -52,14 +52,19 @@ def squares(params, outputs, targets):
     return ((outputs - targets) ** 2).sum(-1)
 
 
+def pair():
+    return actjax.Seq2Seq(*(actjax.RNN(3, 3, rngs=nnx.Rngs(seed)) for seed in (0, 1)))
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda xs: actjax.UniversalTransformer(3, 3, max_steps=3, rngs=nnx.Rngs(0))(xs)[0],
         lambda xs: actjax.PonderNet(3, 3, rngs=nnx.Rngs(0))(xs, sample=jax.random.key(0))[1],
         lambda xs: actjax.PonderNet(3, 3, rngs=nnx.Rngs(0)).expected_loss(xs, xs, squares)[0],
+        lambda xs: pair().generate(xs, lambda outputs, key: outputs, steps=3)[0],
     ],
-    ids=["universal", "drawn", "expected"],
+    ids=["universal", "drawn", "expected", "generated"],
 )
 def test_steps_that_transform_others_are_compiled_once(call, compiled):
     first = call(jax.random.normal(jax.random.key(0), (2, 3, 3)))

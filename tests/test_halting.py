@@ -66,7 +66,7 @@ def test_gradient_is_that_of_the_paper():
 def test_bfloat16_is_summed_in_float32():
     rule = halting_weights(jnp.full(300, 0.004, jnp.bfloat16))
     assert rule.weights.dtype == jnp.float32
-    assert rule.steps == np.ceil(0.99 / float(jnp.bfloat16(0.004)))
+    assert int(rule.steps) == np.ceil(0.99 / float(jnp.bfloat16(0.004)))
 
 
 def test_the_dtype_of_halting_needs_no_promotion():

@@ -154,6 +154,7 @@ def plain():
     return found
 
 
+@pytest.mark.not_in("strict", "Flax's LayerNorm promotes float64 with float32")
 @pytest.mark.parametrize(("halt", "rule", "options"), UNIVERSAL)
 def test_a_universal_transformer_is_a_plain_loop(float64, plain, halt, rule, options):
     (value, taken), gradient = plain(halt, rule)
@@ -264,7 +265,7 @@ def test_drawn_steps_have_the_distribution():
             state, rate = step(params, state, x, jnp.array([n == 0]))
             states.append(state)
             rates.append(rate[0])
-        p, _, _ = halting.halting_weights(jnp.stack(rates), rule=PonderNet(1e-6))
+        p = np.asarray(halting.halting_weights(jnp.stack(rates), rule=PonderNet(1e-6)).weights)
         found = np.bincount(ponder.steps[drawn, t], minlength=M + 1)[1:]
         spread = np.sqrt(drawn.sum() * p * (1 - p))
         assert (np.abs(found - drawn.sum() * p) < 4 * spread).all()

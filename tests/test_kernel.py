@@ -41,7 +41,7 @@ def loss(model, xs, state, lengths=None, loop="kernel", **options):
     """A loss that looks at everything, and what it looked at."""
     if options:  # that the module has no place for
         prepared = model.prepare(xs, state, model.halt, lengths)
-        limits = {"max_steps": model.max_steps, "epsilon": model.epsilon, "lanes": model.lanes}
+        limits = {"max_steps": model.max_steps, "epsilon": model.rule.epsilon, "lanes": model.lanes}
         kind = type(model.cell)
         record = kernel.run(*prepared, kind=kind, lengths=lengths, **limits, **options)
     else:

@@ -26,6 +26,7 @@ from actjax.learned.problems import (
 )
 from actjax.learned.training import init_meta, make_meta_step
 from actjax.training import fit
+from actjax.training.state import as_transformation
 from tests.learned_parts import (
     OPTIMIZERS,
     PARAMS,
@@ -152,6 +153,7 @@ def test_wrapped_by_optax_it_does_the_same(name):
 
 def test_lookahead_synchronises():
     optimizer = optax.lookahead(lstm_optimizer(network()), sync_period=2, slow_step_size=0.5)
+    optimizer = as_transformation(optimizer)
     params = optax.LookaheadParams.init_synced(PARAMS)
     state = optimizer.init(params)
     for _ in range(2):

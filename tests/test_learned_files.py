@@ -94,6 +94,14 @@ def test_refusals(tmp_path):
     text = tmp_path / "text.npz"
     text.write_text("no optimizer")
     np.savez(tmp_path / "other.npz", header=np.zeros(3))
+
+    class Mine(CoordinatewiseLSTM):
+        pass
+
+    class MyHead(Head):
+        pass
+
+    mine, my_head = Mine(3, rngs=RNGS), MyHead(3, rngs=RNGS)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), lstm(layers=1))
     for call, message in (
         (lambda: load(path), "path must be a file of version 1, .* of version 2"),
@@ -105,6 +113,13 @@ def test_refusals(tmp_path):
         (lambda: save(tmp_path, lstm()), "path must be a file that can be written"),
         (lambda: save(tmp_path / "a" / "b.npz", lstm()), "path must be a file that can be written"),
         (lambda: save(path, {}), "learned must be a LearnedOptimizer or its network, got dict"),
+        *(
+            (
+                lambda odd=odd: save(path, odd),
+                "learned must be made of the library's own .* got Mine",
+            )
+            for odd in (mine, GroupedLSTM([mine, lstm()], (3,)), LearnedOptimizer(lstm(), my_head))
+        ),
         (lambda: save(path, half), "learned must hold float32 or float64 weights, got bfloat16"),
     ):
         with pytest.raises(ValueError, match=message) as refused:

@@ -14,6 +14,7 @@ from actjax.learned import (
 from actjax.learned.problems import (
     Family,
 )
+from actjax.training.state import as_optax_computes
 from tests.learned_parts import (
     OPTIMIZERS,
     network,
@@ -105,6 +106,7 @@ def test_minimize_is_the_loop_of_optax_documents(optimizer):
     optimizer = optax.with_extra_args_support(optimizer)
 
     @jax.jit
+    @as_optax_computes()
     def step(params, state):
         value, grad = jax.value_and_grad(bowl)(params)
         more = {"value": value, "grad": grad, "value_fn": bowl}

@@ -59,7 +59,7 @@ def test_bits_per_character_is_the_cross_entropy_of_a_character_in_bits(drawn):
     rng, mask = drawn
     logits = rng.normal(size=(B, T, C)).astype(np.float32)
     targets = rng.integers(0, C, (B, T))
-    nats = losses.softmax_cross_entropy(logits, targets, mask).sum()
+    nats = float(losses.softmax_cross_entropy(logits, targets, mask).sum())
     np.testing.assert_allclose(
         losses.bits_per_character(logits, targets, mask), nats / mask.sum() / np.log(2), rtol=1e-6
     )

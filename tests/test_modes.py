@@ -7,17 +7,19 @@ What JAX refuses under them it refuses when it traces, so nothing is compiled he
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import actjax
-from actjax import losses
+from actjax import losses, training
 from actjax.tasks import addition, logic, parity, sort, text
 from tests.conftest import MODES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 B, T, D, H = 3, 4, 5, 6
 LENGTHS = np.array([4, 0, 2], np.int32)
+KEY = jax.random.key(0)
 
 
 def step(params, state, x, *rest):
@@ -71,6 +73,38 @@ def functions(loop):
     return lambda: (loss, jnp.full(D, 0.5))
 
 
+def others(loop):
+    """The networks that halt by other rules or in other places."""
+    xs, lengths = jnp.ones((B, T, 8)), jnp.array([4, 1, 2])
+    squares = lambda _, outputs, x: ((outputs - x[:, :H]) ** 2).sum(-1)
+
+    def loss(models):
+        universal, whole, pondering, recursive, pair = models
+        outputs, ponder = universal(xs, lengths=lengths)
+        total = outputs.sum() + ponder.cost.sum() + whole(xs, lengths=lengths)[0].sum()
+        losses, kl, _ = pondering.expected_loss(xs, xs, squares, lengths=lengths)
+        drawn = pondering(xs, sample=jax.random.key(0))[1]
+        options = {"max_steps": 3, "rule": actjax.halting.Threshold(), "loop": loop}
+        step, questions = actjax.Recursive.step, xs[:, :2]
+        start = recursive.start(questions[:, 0])
+        thought, _, _ = actjax.unroll(step, recursive, start, questions, **options)
+        free, _ = pair.generate(xs, lambda outputs, key: outputs, steps=2, lengths=lengths)
+        return total + (losses + kl).sum() + sum(x.sum() for x in (drawn, thought.answer, free))
+
+    def make():
+        rngs, options = nnx.Rngs(0), {"max_steps": 3, "loop": loop, "rngs": nnx.Rngs(0)}
+        rule = actjax.halting.AtLeast(2, actjax.halting.PonderNet())
+        return loss, (
+            actjax.UniversalTransformer(8, 2, rule=rule, **options),
+            actjax.UniversalTransformer(8, 2, halt="sequence", **options),
+            actjax.PonderNet(8, H, **options),
+            actjax.Recursive(nnx.Linear(8, 8, rngs=rngs), 8, latent_steps=1, cycles=2, rngs=rngs),
+            actjax.Seq2Seq(*(actjax.RNN(8, 8, rngs=nnx.Rngs(i)) for i in (0, 1))),
+        )
+
+    return make
+
+
 NETWORKS = {
     "act": act(),
     "act-lanes": act(lanes=2, cell=nnx.OptimizedLSTMCell),
@@ -84,10 +118,14 @@ CASES = {
     f"{name}-{loop}": make(loop) for name, make in NETWORKS.items() for loop in ("scan", "while")
 }
 CASES |= {
+    "others": others("while"),
     "repeat": network(actjax.Repeat, repeats=2),
     "rnn-bf16": network(actjax.RNN, dtype=jnp.bfloat16),
 }
-TRACED = [mode for mode in MODES if mode != "nans"]
+FLOAT64 = pytest.mark.not_in("strict", "nothing promotes float32 weights to float64")
+TRACED = [
+    pytest.param(mode, marks=FLOAT64 if mode == "x64" else ()) for mode in MODES if mode != "nans"
+]
 
 
 @pytest.mark.parametrize("mode", TRACED)
@@ -134,6 +172,33 @@ def everything_else():
 def test_losses_budgets_and_tasks(mode):
     with MODES[mode]():
         jax.eval_shape(everything_else)
+
+
+def trained():
+    """Updates by steps that keep the best and the average, and in recycled lanes."""
+    optimizer = optax.adamw(0.1)
+    xs = lambda key, data=(): jax.random.normal(key, (B, D))
+    model = nnx.Linear(D, D, rngs=nnx.Rngs(0))
+    step = training.make_train_step(xs, lambda m, x: ((m(x) ** 2).mean(), {}), optimizer)
+    step = training.keep_best(step, lambda m, data: -(m.kernel[...] ** 2).sum(), every=2)
+    step = training.keep_average(step, 0.9)
+    state = training.with_best(training.init_state(model, optimizer))
+    state, _, _ = training.make_chunk(step, 2)(training.with_average(state), KEY, ())
+    training.averaged_model(state, 0.9)
+
+    def refined(model, x, y):
+        y = model(y) + x
+        return (y**2).mean(), (y, y[:, 0] > 0.0, {})
+
+    begin, options = lambda model, x: jnp.zeros_like(x), {"max_steps": 3, "explore": 0.5}
+    step = training.make_recycled_step(xs, refined, optimizer, start=begin, **options)
+    step(training.init_recycled(model, optimizer, xs, begin, KEY), KEY)
+
+
+@pytest.mark.parametrize("mode", TRACED)
+def test_training(mode):
+    with MODES[mode]():
+        jax.eval_shape(trained)
 
 
 @pytest.mark.parametrize("mode", MODES)

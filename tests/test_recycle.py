@@ -62,7 +62,7 @@ WRONG = {
     ),
     "metrics": (
         lambda: run(with_parts(lambda y, done, metrics: (y, done, {"recycled": y.mean()}))),
-        "metrics must have other names than the step's own, got 'recycled'",
+        "metrics must have other names than recycled, next, which are written",
     ),
     "state": (
         lambda: run(good, training.init_state),

@@ -8,17 +8,20 @@ import dataclasses
 import re
 import types
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax import export
 
 import actjax
-from actjax import budget, losses
-from actjax.tasks import logic, parity, text
+from actjax import budget, learned, losses, training
+from actjax.learned import problems
+from actjax.tasks import addition, logic, parity, sort, sudoku, text
 
 INTERNALS = re.compile(
     r"Tracer|Traced<|[Jj]axpr|[Aa]val|ShapeDtypeStruct|PyTreeDef|<function|at 0x"
@@ -26,6 +29,7 @@ INTERNALS = re.compile(
 STATE, X = jnp.zeros((2, 3)), jnp.zeros((2, 4, 3))
 LAYERS = actjax.Layers(jnp.zeros((2, 5, 3)), jnp.ones(2, jnp.int32))
 KEY = jax.random.key(0)
+SGD = optax.sgd(0.1)
 
 
 def step(params, state, x, *rest):
@@ -45,6 +49,13 @@ class WithFunction:
     activation: Callable
 
 
+class Unregistered:
+    """A model that is no pytree."""
+
+    def for_stream(self, xs):
+        return actjax.Prepared(step, (), STATE, xs, 3)
+
+
 def unroll(step=step, params=(), state=STATE, xs=X, max_steps=3, **options):
     return lambda: actjax.unroll(step, params, state, xs, max_steps=max_steps, **options)
 
@@ -62,21 +73,47 @@ def traced(make):
     return lambda: jax.eval_shape(lambda value: make(value)(), jnp.float32(0.5))
 
 
-def exported():
-    (batch,) = export.symbolic_shape("b")
-    model = actjax.ACT(3, 4, rngs=nnx.Rngs(0))
-    xs = jax.ShapeDtypeStruct((batch, 2, 3), jnp.float32)
-    export.export(jax.jit(lambda xs: model(xs)[1]))(xs)
+def network(make, rngs=None, **options):
+    return lambda: make(4, 2, rngs=nnx.Rngs(0) if rngs is None else rngs, **options)
+
+
+def streamed(model):
+    return lambda: list(actjax.stream(model, [np.ones((2, 3), np.float32)]))
+
+
+def exported(loop):
+    def call():
+        (batch,) = export.symbolic_shape("b")
+        model = actjax.ACT(3, 4, loop=loop, rngs=nnx.Rngs(0))
+        xs = jax.ShapeDtypeStruct((batch, 2, 3), jnp.float32)
+        export.export(jax.jit(lambda xs: model(xs)[1]))(xs)
+
+    return call
+
+
+def first_state(weight, loop="while"):
+    halving = lambda w, state, x, first: (w * state + x, jax.nn.sigmoid(state[:, 0]))
+    return actjax.unroll(halving, weight, STATE, X, max_steps=2, loop=loop)[1].sum()
 
 
 def twice(loop="while"):
     """The gradient of a gradient, under `jit`."""
+    jax.eval_shape(jax.grad(jax.grad(partial(first_state, loop=loop))), 0.5)
 
-    def first_state(weight):
-        halving = lambda w, state, x, first: (w * state + x, jax.nn.sigmoid(state[:, 0]))
-        return actjax.unroll(halving, weight, STATE, X, max_steps=2, loop=loop)[1].sum()
 
-    jax.eval_shape(jax.grad(jax.grad(first_state)), 0.5)
+def forward(differentiate):
+    """Forward mode, which JAX refuses once it compiles."""
+    return lambda: jax.jit(differentiate).lower(0.5)
+
+
+def recursive(network, gradient):
+    model = actjax.Recursive(network(), 3, gradient=gradient, rngs=nnx.Rngs(0))
+    model(STATE, model.start(STATE))
+
+
+def kernels(weight):
+    model = actjax.ACT(3, 4, max_steps=2, loop="kernel", rngs=nnx.Rngs(0))
+    return model(weight * X)[1].sum()
 
 
 UNROLL = [
@@ -110,9 +147,28 @@ UNROLL = [
     ("logits-scan", unroll(step=logits, loop="scan"), "step must return halting probabilities"),
     ("logits-layers", layers(step=logits), "step must return halting probabilities between"),
     ("halts", lambda: actjax.halting_weights(jnp.float32(1)), "halts must have shape [..., M]"),
-    ("export", exported, "loop must be 'scan' where jax.export leaves a dimension open"),
+    *(
+        (
+            f"export-{loop}",
+            exported(loop),
+            "loop must be 'scan' where jax.export leaves a dimension",
+        )
+        for loop in ("while", "kernel")
+    ),
     ("twice", twice, "loop='while' has no reverse-mode derivative of its gradient"),
+    *(
+        (f"forward-{name}", forward(call), "loop='while' has no forward-mode derivative: use loop=")
+        for name, call in {
+            "jvp": lambda weight: jax.jvp(first_state, (weight,), (1.0,)),
+            "jacfwd": jax.jacfwd(first_state),
+            "jit": jax.jacfwd(jax.jit(first_state)),
+            "twice": jax.jacfwd(jax.jacfwd(first_state)),
+        }.items()
+    ),
+    ("forward-kernel", forward(jax.jacfwd(kernels)), "loop='kernel' has first derivatives in rev"),
+    ("stream", streamed(Unregistered()), "model must hold arrays and numbers, got Unregistered"),
 ]
+BOTH = {"epsilon": 0.01, "rule": actjax.halting.Graves(0.05)}
 returning = lambda *results: types.SimpleNamespace(
     mean=True,
     start=lambda zero: zero,
@@ -127,6 +183,27 @@ RULES = [
         "rule must have mean, start, decide, update as a Rule does, got 'graves'",
     ),
     ("rule-class", unroll(rule=actjax.halting.Graves), "rule must be made, Graves(...), got the"),
+    *(
+        (f"rule-{name}", call, "rule must have mean, start, decide, update as a Rule does, got 'x'")
+        for name, call in {
+            "act": network(actjax.ACT, rule="x"),
+            "lfact": network(actjax.LFACT, max_layers=2, rule="x"),
+            "universal": network(actjax.UniversalTransformer, max_steps=2, rule="x"),
+            "at-least": lambda: actjax.halting.AtLeast(2, "x"),
+        }.items()
+    ),
+    *(
+        (f"epsilon-{name}", call, "epsilon must be the rule's own where rule is given, got 0.01")
+        for name, call in {
+            "unroll": unroll(**BOTH),
+            "layers": layers(**BOTH),
+            "ponder": lambda: actjax.ponder(step, (), STATE, STATE, max_steps=3, **BOTH),
+            "weights": lambda: actjax.halting_weights(jnp.full(3, 0.5), **BOTH),
+            "act": network(actjax.ACT, **BOTH),
+            "lfact": network(actjax.LFACT, max_layers=2, **BOTH),
+            "stream": streamed(actjax.StepModel(step, (), STATE[0], max_steps=3, **BOTH)),
+        }.items()
+    ),
     (
         "rule-one",
         unroll(rule=returning(ROW)),
@@ -200,7 +277,81 @@ BUDGETS = [
         "over_time must be 'sum' or 'mean'",
     ),
 ]
-REFUSALS = [*UNROLL, *RULES, *PARAMS, *TASKS, *BUDGETS]
+PAIR = actjax.Seq2Seq(*(actjax.RNN(3, 3, rngs=nnx.Rngs(i)) for i in (0, 1)))
+FEED = lambda outputs, key: outputs
+TRAINED = training.init_state(STATE, SGD)
+EVERY = training.make_train_step(lambda key, data: X, lambda state, xs: (state.sum(), {}), SGD)
+KEYS = {
+    "sample": lambda key: actjax.PonderNet(3, 4, rngs=nnx.Rngs(0))(X, sample=key),
+    "generate": lambda key: PAIR.generate(X, FEED, steps=2, key=key),
+    "fit": lambda key: training.fit(EVERY, TRAINED, key=key, steps=1),
+    "step": lambda key: EVERY(TRAINED, key),
+    "chunk": lambda key: training.make_chunk(EVERY, 1)(TRAINED, key, ()),
+    "recycled": lambda key: training.init_recycled(STATE, SGD, FEED, FEED, key),
+    "parity": lambda key: parity.sample(key, 2),
+    "addition": lambda key: addition.sample(key, 2),
+    "logic": lambda key: logic.sample(key, 2),
+    "sort": lambda key: sort.sample(key, 2),
+    "sudoku": lambda key: sudoku.sample(key, 2, puzzles=None),
+    "text": lambda key: text.sample(key, 2, text=np.ones(99)),
+    "pieces": lambda key: text.draw(key, 2, text=np.ones(99), window=3, apart=True),
+    "horizon": lambda key: learned.HorizonPrior(0.5).sample(key),
+    "stopping": learned.sampled,
+    "quadratic": problems.quadratic(dim=2).sample,
+    "regression": problems.regression(dim=2).sample,
+}
+NO_KEYS = [
+    (
+        f"key-{name}",
+        partial(call, 0),
+        f"{'sample' if name == 'sample' else 'key'} must be a PRNG key",
+    )
+    for name, call in KEYS.items()
+]
+NO_KEYS += [
+    (
+        "key-float",
+        lambda: KEYS["fit"](jnp.zeros(2)),
+        "key must be a PRNG key, as jax.random.key(0)",
+    ),
+    ("key-many", lambda: KEYS["sort"](jax.random.split(KEY)), "key must be a PRNG key, as jax."),
+    *(
+        (
+            f"rngs-{make.__name__}",
+            network(make, 0, **options),
+            "rngs must be nnx.Rngs, as nnx.Rngs(0)",
+        )
+        for make, options in (
+            (actjax.ACT, {}),
+            (actjax.RNN, {}),
+            (actjax.UniversalTransformer, {"max_steps": 2}),
+            (actjax.Recursive, {}),
+        )
+    ),
+]
+NETWORKS = [
+    (
+        f"{name}-{gradient}",
+        lambda inside=inside, gradient=gradient: recursive(inside, gradient),
+        sentence,
+    )
+    for gradient in ("last", "all")
+    for name, inside, sentence in (
+        (
+            "draws",
+            lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+            "network must draw no noise, since all steps would draw the same (switch it off by "
+            "model.eval()), got the stream 'dropout'",
+        ),
+        (
+            "writes",
+            lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
+            "network must change none of its variables when it is called, since a loop keeps "
+            "nothing of it, got a write to BatchStat 'mean'",
+        ),
+    )
+]
+REFUSALS = [*UNROLL, *RULES, *PARAMS, *TASKS, *BUDGETS, *NO_KEYS, *NETWORKS]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +368,10 @@ def test_it_is_refused_in_a_sentence(call, beginning):
 
 def test_what_the_sentences_advise_works():
     twice("scan")
+    forward(jax.jacfwd(partial(first_state, loop="scan")))()
+    forward(jax.hessian(first_state))()
+    for key in (KEY, jax.random.PRNGKey(0), np.zeros(2, np.uint32)):
+        KEYS["sort"](key)
     weights, activation = jnp.full(3, 0.5), jnp.tanh  # parted, and put together in the step
     together = lambda w, state, x, first: step(w, activation(w * state + x), x)
     actjax.unroll(together, weights, STATE, X, max_steps=2)

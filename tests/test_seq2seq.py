@@ -54,6 +54,8 @@ def test_free_running_feeds_the_predictions(kind):
     model = actjax.Seq2Seq(make(kind, 0), make(kind, 1))
     feed = lambda outputs, key: jnp.cos(outputs[:, :D])
     predictions, decoded = jax.jit(lambda m: m.generate(XS, feed, steps=S))(model)
+    eager, _ = model.generate(XS, feed, steps=S)
+    np.testing.assert_allclose(eager, predictions, atol=1e-5)
     state, _, _ = model.encoder(XS)
     fed = jnp.asarray(XS[:, -1])
     for s in range(S):

@@ -187,6 +187,15 @@ def of_pair(model, xs, lengths):
     decoded = model(xs, steps=2, lengths=jnp.maximum(lengths, 1))
     return (decoded.outputs**2).sum() + decoded.ponder.cost.sum()
 
+def of_positions(model, xs, lengths):
+    outputs, ponder = model(jnp.concatenate([xs, xs**2], -1), lengths=lengths)
+    return (outputs**2).sum() + ponder.cost.sum()
+
+def expected(model, xs, lengths):
+    squares = lambda _, outputs, x: ((outputs[:, :4] - x)**2).sum(-1)
+    loss, kl, _ = model.expected_loss(xs, xs, squares, lengths=lengths)
+    return (loss + kl).sum()
+
 def step(table, state, x, *rest):
     x, symbol = x
     state = jnp.tanh(state + x + table[symbol])  # a gather, as no step would make on the mesh
@@ -212,8 +221,12 @@ def cases(loop):
     yield partial(of_functions, loop=loop), np.eye(2, 4, dtype=np.float32), loop == "while"
     yield of_model, actjax.Repeat(4, 6, repeats=2, rngs=rngs()), False
     yield of_model, actjax.RNN(4, 6, rngs=rngs()), True
+    universal = actjax.UniversalTransformer(8, 2, max_steps=3, loop=loop, rngs=rngs())
+    yield of_positions, universal, loop == "while"
+    yield expected, actjax.PonderNet(4, 6, max_steps=3, loop=loop, rngs=rngs()), False
 
-for loss, params, compare in [*cases("while"), *cases("scan")]:
+kernels = of_model, act(loop="kernel", cell=nnx.SimpleCell), True
+for loss, params, compare in [*cases("while"), *cases("scan"), kernels]:
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     spread = jax.device_put((xs, lengths), rows)
     run.trace(params, *spread)  # the parameters on no mesh, as in a plain call

@@ -262,6 +262,7 @@ def test_what_is_sown_is_dropped_and_what_is_written_keeps_its_type():
 
 SHARED = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
 PARAMS = {"w": jnp.ones(3), "b": jnp.zeros(())}
+STATE = training.init_state(PARAMS, optax.sgd(0.1))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,23 @@ PARAMS = {"w": jnp.ones(3), "b": jnp.zeros(())}
         ),
         (
             lambda: train_once(PARAMS, lambda model, batch: (model["b"], {"seconds": 1.0})),
-            "metrics must have other names than a row's own, got 'seconds'",
+            "metrics must have other names than loss, .* which are written .*, got 'seconds'",
+        ),
+        (
+            lambda: train_once(PARAMS, lambda model, batch: (model["b"], {"loss": 1.0})),
+            "metrics must have other names than loss, .* which are written .*, got 'loss'",
+        ),
+        (
+            lambda: training.keep_best(lambda *_: (STATE, {"validation_max": 0.0}), ..., every=1)(
+                training.with_best(STATE), jax.random.key(0)
+            ),
+            "metrics must have other names than validation_max, .*, got 'validation_max'",
+        ),
+        (
+            lambda: training.fit(
+                lambda state, *_: (state, {"step": 0.0}), STATE, key=jax.random.key(0), steps=1
+            ),
+            "metrics must have other names than step, .* which are written .*, got 'step'",
         ),
     ],
 )

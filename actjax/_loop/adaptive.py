@@ -40,11 +40,13 @@ from actjax._loop.lanes import (
     start_back,
     weight_cotangents,
 )
-from actjax._loop.once import differentiated_once
+from actjax._loop.once import differentiated_once, in_reverse_only
 from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
 from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
 from actjax.halting import Ponder, halting_dtype
+
+_FORWARD = "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
 
 
 def adaptive(step, params, state, xs, lengths, **static):
@@ -85,7 +87,8 @@ def _run(step, weights, state, below, count, xs, lengths, *, lanes, **static):
     data = Data(weights, state, xs, below, count, *map(jnp.int32, (lengths, order)))
     data = vary(data, like_inputs(weights, state, xs, below))
     plan = make_plan(step, data, batch=batch, time=time, lanes=lanes, **static)
-    final, *outputs = _adaptive(plan, *divide(data))
+    floats, others = divide(data)
+    final, *outputs = _adaptive(plan, in_reverse_only(floats, _FORWARD), others)
     by_sequence = lambda leaf: leaf.reshape((batch, len(leaf) // batch, *leaf.shape[1:]))
     return final, *jax.tree.map(by_sequence, outputs)
 

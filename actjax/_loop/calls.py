@@ -95,16 +95,8 @@ def run(call, params, rows):
     fields are; a function may have closed over what has changed since.
     """
     params, rows = jax.tree.map(jnp.asarray, (params, rows))
-    try:
-        constant = all(map(_by_value, (call.step, getattr(call, "rule", call.step))))
-        run = _compiled if constant else by_device
-        return run(call, params, rows)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
-        ) from error
+    constant = all(map(_by_value, (call.step, getattr(call, "rule", call.step))))
+    return (_compiled if constant else by_device)(call, params, rows)
 
 
 _compiled = jax.jit(by_device, static_argnums=0)

@@ -13,7 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def by_device(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> Any:
+def by_device(
+    function: Callable[[Any, Any], Any], shared: Any, rows: Any, *, check_vma: bool = True
+) -> Any:
     """``function(shared, rows)``, each device of an explicit mesh doing its own rows.
 
     Args:
@@ -30,7 +32,12 @@ def by_device(function: Callable[[Any, Any], Any], shared: Any, rows: Any) -> An
     }
     split = P(_row_axes(rows, manual))
     run = jax.shard_map(
-        function, mesh=mesh, in_specs=(P(), split), out_specs=split, axis_names=manual
+        function,
+        mesh=mesh,
+        in_specs=(P(), split),
+        out_specs=split,
+        axis_names=manual,
+        check_vma=check_vma,
     )
     return jax.jit(run)(_placed(shared, mesh, P()), _placed(rows, mesh, split))
 

@@ -19,6 +19,7 @@ from actjax._loop import kernel_programs as programs
 from actjax._loop.adaptive import _any
 from actjax._loop.kernel_cells import Cell
 from actjax._loop.kernel_plan import KernelPlan, Tuning, make_plan
+from actjax._loop.once import in_reverse_only
 from actjax._loop.rows import like_inputs, vary
 from actjax.halting import Ponder
 
@@ -79,12 +80,8 @@ def kernel(
         tuning=tuning,
     )
     network, queues = vary((network, _queues(plan, lengths)), like_inputs(network))
-    try:
-        final, outputs, steps, remainder = _run(plan, network, queues)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(_REFUSED) from error
+    network = in_reverse_only(network, _REFUSED)
+    final, outputs, steps, remainder = _run(plan, network, queues)
     return final, outputs, Ponder(steps, remainder)
 
 

@@ -1,9 +1,11 @@
-"""A gradient that may be differentiated forward, but not in reverse, and says so.
+"""Derivatives that a loop does not have, refused in a sentence.
 
-JAX tells of a `while_loop` that stands in the way of reverse mode only once it transposes it, under
-`jit` outside of any call of ours, and names neither the function nor the way out. An identity whose
-transpose is a sentence comes first, since it stands behind the loop. A primitive, because no
-transformation of a function leaves both forward mode and `vmap` as they are.
+JAX tells of a `custom_vjp` that stands in the way of forward mode, and of a `while_loop` that
+stands in the way of reverse mode, only once it compiles the one and transposes the other: under
+`jit` outside of any call of ours, and names neither the function nor the way out. An identity of
+which that derivative is a sentence comes first: before the loop for forward mode, and behind it for
+reverse mode. Primitives, because no transformation of a function leaves the other mode and `vmap`
+as they are.
 """
 
 from typing import Any
@@ -15,12 +17,44 @@ from jax.interpreters import ad, batching, mlir
 from actjax._loop.rows import is_float
 
 
+def in_reverse_only(tree: Any, refusal: str) -> Any:
+    """`tree`, the tangents of which may be transposed, but not computed."""
+    guard = lambda leaf: _reverse_only.bind(leaf, refusal=refusal) if is_float(leaf) else leaf
+    return jax.tree.map(guard, tree)
+
+
+def _to_tangent(primals, tangents, *, refusal: str):
+    """The leaf as it is, so that the gradient may be differentiated again."""
+    (leaf,), (tangent,) = primals, tangents
+    return leaf, tangent if type(tangent) is ad.Zero else _tangent.bind(tangent, refusal=refusal)
+
+
+def _refuse_tangent(*_, refusal: str):
+    raise TypeError(refusal)
+
+
+_reverse_only = Primitive("in_reverse_only")
+_reverse_only.def_impl(lambda leaf, refusal: leaf)
+_reverse_only.def_abstract_eval(lambda leaf, refusal: leaf)
+ad.primitive_jvps[_reverse_only] = _to_tangent
+batching.defvectorized(_reverse_only)
+mlir.register_lowering(_reverse_only, lambda _, leaf, refusal: [leaf])
+
+# Reverse mode traces it and transposes it, and never computes it.
+_tangent = Primitive("tangent_in_reverse_only")
+_tangent.def_impl(_refuse_tangent)
+_tangent.def_abstract_eval(lambda tangent, refusal: tangent)
+ad.deflinear2(_tangent, lambda cotangent, tangent, refusal: [cotangent])
+batching.primitive_batchers[_tangent] = _refuse_tangent
+mlir.register_lowering(_tangent, _refuse_tangent)
+
+
 def differentiated_once(tree: Any) -> Any:
     """`tree`, which refuses to be differentiated in reverse mode."""
     return jax.tree.map(lambda leaf: _once.bind(leaf) if is_float(leaf) else leaf, tree)
 
 
-def _refuse(*_):
+def _refuse_transpose(*_):
     raise TypeError(
         "loop='while' has no reverse-mode derivative of its gradient: use loop='scan', or forward "
         "over reverse, as jax.hessian does."
@@ -30,6 +64,6 @@ def _refuse(*_):
 _once = Primitive("differentiated_once")
 _once.def_impl(lambda leaf: leaf)
 _once.def_abstract_eval(lambda leaf: leaf)
-ad.deflinear2(_once, _refuse)
+ad.deflinear2(_once, _refuse_transpose)
 batching.defvectorized(_once)
 mlir.register_lowering(_once, lambda _, leaf: [leaf])

@@ -47,6 +47,14 @@ def save(path: str | os.PathLike, learned: LearnedOptimizer | CoordinatewiseLSTM
         raise ValueError(
             f"learned must be a LearnedOptimizer or its network, got {type(learned).__name__}."
         )
+    network, head = learned.network, learned.head
+    inner = network.networks if isinstance(network, GroupedLSTM) else ()
+    for part in (learned, network, *inner, *(() if head is None else (head,))):
+        if type(part) not in (LearnedOptimizer, CoordinatewiseLSTM, GroupedLSTM, Head):
+            raise ValueError(
+                "learned must be made of the library's own modules, which is what load gives back, "
+                f"got {type(part).__name__}."
+            )
     arrays = {name: np.asarray(leaf) for name, leaf in _named(learned).items()}
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice
+from actjax._checks import check_choice, check_rngs
 from actjax.halting import Ponder, halting_step, halting_weights
 from actjax.learned.bound import amortisation_gap, elbo, log_posterior
 from actjax.learned.features import log_sign
@@ -183,13 +183,14 @@ class Head(nnx.Module):
         bias: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         self.see_globals = see_globals
         inputs = hidden_features + (GLOBAL_FEATURES if see_globals else 0)
         init = nnx.initializers.lecun_normal()
         self.inner = nnx.Param(init(rngs.params(), (inputs, width)).T) if width else None
         self.inner_bias = nnx.Param(jnp.zeros((width, 1))) if width else None
         self.kernel = nnx.Param(jnp.zeros((width or inputs,)))
-        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+        self.bias = nnx.Param(jnp.asarray(bias, self.kernel[...].dtype))
 
     def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
         """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""

@@ -212,9 +212,8 @@ def _with_derivative_forward(losses, params, gradient):
 
 
 def _with_derivative_backward(gradient, cotangent):
-    known = jax.tree.map(
-        lambda g: g.conj() * lax.expand_dims(cotangent, range(g.ndim - 1)), gradient
-    )
+    of_all = lambda g: lax.expand_dims(cotangent, range(g.ndim - 1)).astype(g.dtype)
+    known = jax.tree.map(lambda g: g.conj() * of_all(g), gradient)
     return jnp.zeros_like(cotangent), known, jax.tree.map(jnp.zeros_like, gradient)
 
 

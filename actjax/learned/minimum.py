@@ -11,7 +11,7 @@ from jax import lax
 from actjax._checks import check_positive, shown
 from actjax.learned.features import check_params
 from actjax.learned.transform import is_halted
-from actjax.training.state import as_transformation
+from actjax.training.state import apply_updates, as_transformation
 
 
 class Minimum(NamedTuple):
@@ -95,7 +95,7 @@ def minimize(
         updates, state = optimizer.update(
             gradients, state, params, value=value, grad=gradients, value_fn=loss
         )
-        return optax.apply_updates(params, updates), state, steps + 1
+        return apply_updates(params, updates), state, steps + 1
 
     steps = jnp.zeros((), jnp.int32)
     params, state, steps = lax.while_loop(going, body, (params, state, steps))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_positive, check_rngs
 from actjax.learned.features import PREPROCESS
 
 
@@ -60,6 +60,7 @@ class CoordinatewiseLSTM(nnx.Module):
         output_bias: bool = False,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         check_positive("hidden_features", hidden_features)
         check_positive("layers", layers)
         check_choice("preprocess", preprocess, tuple(PREPROCESS))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from actjax._checks import check_choice
+from actjax._checks import check_choice, check_key
 
 CUTS = ("preserve", "renormalise")
 
@@ -130,6 +130,7 @@ class HorizonPrior:
         With x = a^n, P(T <= n) = (1 - x)(1 - a x) is a quadratic in x; each of its two stable
         solutions is used where it loses no digits.
         """
+        check_key("key", key)
         u = jax.random.uniform(key, shape)
         if self.horizon is not None:
             u = u * self._mass_within()

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from actjax._checks import check_key
 from actjax.learned.heads import HaltState
 
 
@@ -55,6 +56,7 @@ def sampled(key: jax.Array) -> MassRule:
 
     Exactly q for stick-breaking. Draw one key a problem.
     """
+    check_key("key", key)
     return MassRule(jax.random.uniform(key))
 
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.learned import meta
 from actjax.learned.heads import Graves, Softmax
 from actjax.learned.problems.family import Family
-from actjax.training.state import TrainState, as_transformation, init_state
+from actjax.training.metrics import check_names
+from actjax.training.state import TrainState, apply_updates, as_transformation, init_state
 from actjax.training.step import Finish, with_finish
 
 MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands to every update
@@ -187,6 +188,7 @@ def make_meta_step(
         )
 
     def step(state: TrainState, key, data: Any = ()):
+        check_key("key", key)
         family = make_family(data)
         extra = state.extra
         problems = extra.rollout.loss.shape[0]
@@ -208,7 +210,7 @@ def make_meta_step(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.model, value=loss, grad=gradient, value_fn=value_fn
         )
-        model = optax.apply_updates(state.model, updates)
+        model = apply_updates(state.model, updates)
         count = state.step + 1
         extra = lax.cond(
             count % validate_every == 0,
@@ -216,13 +218,13 @@ def make_meta_step(
             lambda extra: extra,
             extra._replace(rollout=after),
         )
-        metrics = {
+        own = {
             "loss": loss,
-            **metrics,
             "validation_loss": extra.validation_loss,
             "gradient_norm": optax.tree.norm(gradient),
         }
-        return TrainState(count, model, opt_state, extra), metrics
+        check_names(metrics, tuple(own))
+        return TrainState(count, model, opt_state, extra), own | metrics
 
     def finish(state: TrainState, data: Any) -> TrainState:
         return state._replace(extra=validate(state.model, make_family(data), state.extra))

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_like, check_limits, check_positive
+from actjax._checks import check_choice, check_like, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
-from actjax.halting import FixedSteps, Graves, Ponder, Rule, halting_dtype
+from actjax.halting import FixedSteps, Graves, Ponder, Rule, chosen_rule, halting_dtype
 from actjax.nn import kernel
 from actjax.nn.cells import Recurrent
 from actjax.nn.widths import cut_units, pad_units, wanted, widened
@@ -33,8 +33,8 @@ class ACT(Recurrent):
         `nnx.SimpleCell`, `nnx.GRUCell`, `nnx.LSTMCell`, `nnx.OptimizedLSTMCell`, or one of your
         own: see `Recurrent`.
       max_steps: M, the limit on ponder steps at one input (eq 13).
-      epsilon: lets a first step halt (eq 7).
-      rule: a `halting.Rule` in the place of Graves', as in `unroll`.
+      epsilon: lets a first step halt (eq 7); 0.01 unless given.
+      rule: a `halting.Rule` in the place of Graves' and its epsilon, as in `unroll`.
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
       loop, lanes: as in `unroll`; or "kernel", the adaptive loop as one kernel each way, for cells
@@ -56,7 +56,7 @@ class ACT(Recurrent):
         *,
         cell: Callable[..., Any] = nnx.GRUCell,
         max_steps: int = 100,
-        epsilon: float = 0.01,
+        epsilon: float | None = None,
         rule: Rule | None = None,
         halt_bias: float = 1.0,
         loop: str = "while",
@@ -65,17 +65,17 @@ class ACT(Recurrent):
         rngs: nnx.Rngs,
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
-        check_limits(max_steps, epsilon)
+        check_positive("max_steps", max_steps)
         check_choice("loop", loop, ("while", "scan", "kernel"))
         if lanes is not None:
             check_positive("lanes", lanes)
         refusal = kernel.kernel_supports(self.cell) if loop == "kernel" else None
         if refusal:
             raise ValueError(refusal)
-        if loop == "kernel" and not isinstance(rule, (Graves, type(None))):
+        rule = chosen_rule(rule, epsilon)
+        if loop == "kernel" and not isinstance(rule, Graves):
             raise ValueError(f"rule must be Graves for loop='kernel', got {rule!r}.")
-        self.max_steps, self.epsilon, self.rule = max_steps, epsilon, rule
-        self.loop, self.lanes = loop, lanes
+        self.max_steps, self.rule, self.loop, self.lanes = max_steps, rule, loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
 
@@ -107,18 +107,15 @@ class ACT(Recurrent):
         prepared = self.prepare(xs, initial_state, self.halt, lengths, rngs)
         options = {"max_steps": self.max_steps, "lengths": lengths, "lanes": self.lanes}
         if kernels:
-            epsilon = self.epsilon if self.rule is None else self.rule.epsilon
-            return kernel.run(*prepared, kind=type(self.cell), epsilon=epsilon, **options)
-        options |= {"epsilon": self.epsilon, "rule": self.rule}
-        final, states, ponder = unroll(*prepared, loop=self.loop, **options)
+            return kernel.run(*prepared, kind=type(self.cell), epsilon=self.rule.epsilon, **options)
+        final, states, ponder = unroll(*prepared, rule=self.rule, loop=self.loop, **options)
         step = prepared[0]
         return step.read(final)[0], step.read(states)[1], ponder
 
     def for_stream(self, xs) -> Prepared:
         """What `actjax.stream` runs."""
         step, params, state, inputs = self.prepare(xs, halt=self.halt)
-        limits = self.max_steps, step.read, self.epsilon, self.rule
-        return Prepared(step, params, state, inputs, *limits)
+        return Prepared(step, params, state, inputs, self.max_steps, step.read, rule=self.rule)
 
 
 class Repeat(Recurrent):

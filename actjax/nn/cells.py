@@ -69,6 +69,7 @@ class Recurrent(nnx.Module):
     def __init__(
         self, in_features, hidden_features, *, cell=nnx.GRUCell, flag=False, dtype=None, rngs
     ):
+        checks.check_rngs(rngs)
         checks.check_positive("in_features", in_features)
         checks.check_positive("hidden_features", hidden_features)
         self.in_features, self.hidden_features, self.flag = in_features, hidden_features, flag
@@ -170,7 +171,8 @@ class Recurrent(nnx.Module):
         first = jax.ShapeDtypeStruct(xs.shape[:1], bool)
         params = cell, flag_weights, None
         try:
-            with checks.own_variables("cell"):
+            # A carry of another dtype takes the cell's, below.
+            with checks.own_variables("cell"), jax.numpy_dtype_promotion("standard"):
                 new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
         except (AttributeError, TypeError) as error:
             if _Products.__name__ not in str(error):

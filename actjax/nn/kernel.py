@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from actjax._checks import check_closed, check_lengths
 from actjax._loop import kernel_cells as cells
+from actjax._loop.devices import by_device
 from actjax._loop.kernel import Network, kernel
+from actjax._loop.plan import lanes_of
 from actjax.nn.cells import CellStep
 
 MOST_UNITS = 256
@@ -66,17 +69,19 @@ def _other(cell: Any) -> str | None:
     return None
 
 
-def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths, **options):
+def run(step: CellStep, params, state, inputs, *, kind: type, lengths, lanes, **options):
     """Ponders what `Recurrent.prepare` has prepared: ``(carry, outputs, ponder)``.
 
     Args:
       step, params, state, inputs: as `prepare` gives them.
       kind: the class of the cell.
-      lengths, options: as in `actjax._loop.kernel.kernel`.
+      lengths, lanes, options: as in `actjax._loop.kernel.kernel`.
 
     Raises:
-      ValueError: inputs or a state that are not of float32 or bfloat16.
+      ValueError: inputs or a state that are not of float32 or bfloat16, or of open shapes.
     """
+    batch, time = inputs.shape[:2]
+    check_closed("kernel", batch, time)
     cell, flags, halt = params
     what, _, recurrent = _CELLS[kind]
     leaves, tree = jax.tree.flatten(state)
@@ -90,6 +95,14 @@ def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths
     if biases:
         inputs = inputs + jnp.concatenate(biases).astype(inputs.dtype)[None, None]
     halting = halt.kernel[...][:, 0], halt.bias[...][0]
-    network = Network(inputs, flags, weights, *halting, leaves)
-    final, outputs, ponder = kernel(what, network, lengths, **options)
+    lengths = None if lengths is None else check_lengths(lengths, batch, time)
+
+    def own_rows(shared, rows):
+        (flags, weights, *halting), (inputs, leaves, lengths) = shared, rows
+        network = Network(inputs, flags, weights, *halting, leaves)
+        own = lanes if lanes is None else lanes_of(lanes, batch, *inputs.shape[:2])
+        return kernel(what, network, lengths, lanes=own, **options)
+
+    shared = flags, weights, *halting
+    final, outputs, ponder = by_device(own_rows, shared, (inputs, leaves, lengths), check_vma=False)
     return step.read(jax.tree.unflatten(tree, final))[0], outputs, ponder

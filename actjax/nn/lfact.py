@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax._checks import check_choice, check_like, check_limits, check_positive
+from actjax._checks import check_choice, check_like, check_positive
 from actjax._layers import Layers
 from actjax._loop.rows import cast, is_float
 from actjax._streamable import Prepared
 from actjax._unroll import unroll_layers
 from actjax._variables import renewed
-from actjax.halting import Ponder, Rule, halting_dtype
+from actjax.halting import Ponder, Rule, chosen_rule, halting_dtype
 from actjax.nn.attention import ATTEND, Attention, transmission
 from actjax.nn.cells import CellStep, Recurrent, check_call
 from actjax.nn.noise import by_row, input_keys
@@ -151,7 +151,7 @@ class LFACT(Recurrent):
         combine: str = "affine",
         attend: str = "all",
         activation: Callable[[jax.Array], jax.Array] = nnx.sigmoid,
-        epsilon: float = 0.01,
+        epsilon: float | None = None,
         rule: Rule | None = None,
         halt_bias: float = 1.0,
         loop: str = "while",
@@ -163,14 +163,13 @@ class LFACT(Recurrent):
             in_features, hidden_features, cell=cell, flag=False, dtype=dtype, rngs=rngs
         )
         check_positive("max_layers", max_layers)
-        check_limits(max_layers, epsilon)
         check_choice("combine", combine, COMBINE)
         check_choice("attend", attend, ATTEND)
         check_choice("loop", loop, ("while", "scan"))
         if lanes is not None:
             check_positive("lanes", lanes)
-        self.max_layers, self.attend, self.epsilon = max_layers, attend, epsilon
-        self.rule, self.loop, self.lanes = rule, loop, lanes
+        self.max_layers, self.attend, self.rule = max_layers, attend, chosen_rule(rule, epsilon)
+        self.loop, self.lanes = loop, lanes
         carry = jax.tree.leaves(self.initial_carry(1))
         if any(leaf.ndim != 2 or not is_float(leaf) for leaf in carry):
             found = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in carry]
@@ -229,7 +228,6 @@ class LFACT(Recurrent):
             params,
             start,
             inputs,
-            epsilon=self.epsilon,
             rule=self.rule,
             lengths=lengths,
             loop=self.loop,
@@ -243,8 +241,8 @@ class LFACT(Recurrent):
         """What `actjax.stream` runs."""
         step, params, layers, inputs = self.prepare_layers(xs)
         step = dataclasses.replace(step, masked=False)
-        limits = self.max_layers, step.cell.read, self.epsilon, self.rule
-        return Prepared(step, params, layers, inputs, *limits)
+        limits = self.max_layers, step.cell.read
+        return Prepared(step, params, layers, inputs, *limits, rule=self.rule)
 
     def prepare_layers(self, xs, initial_state=None, lengths=None, rngs=None):
         """Returns ``(step, params, layers, inputs)`` for `unroll_layers`, as `prepare` does."""

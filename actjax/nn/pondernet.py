@@ -62,12 +62,12 @@ class PonderNet(Recurrent):
         rngs: nnx.Rngs,
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
-        checks.check_limits(max_steps, epsilon)
-        checks.check_number("prior", prior, 0, 1)
+        checks.check_positive("max_steps", max_steps)
         checks.check_choice("loop", loop, ("while", "scan"))
         if lanes is not None:
             checks.check_positive("lanes", lanes)
         self.max_steps, self.prior, self.epsilon = max_steps, prior, epsilon
+        self.rule()  # which refuses the latter two
         self.loop, self.lanes = loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
@@ -104,6 +104,7 @@ class PonderNet(Recurrent):
         if sample is None:
             final, states, ponder = run(step, state, inputs, self.rule())
         else:
+            checks.check_key("sample", sample)
             level = jax.random.uniform(sample, jnp.shape(xs)[:2])
             left = jnp.ones_like(level[:, 0])
             given = (state, left), (inputs, level)

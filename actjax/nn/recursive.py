@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import (
+    check_choice,
+    check_positive,
+    check_rngs,
+    check_written,
+    own_variables,
+)
+from actjax._variables import observed
 from actjax.halting import halting_dtype
 
 
@@ -70,6 +77,7 @@ class Recursive(nnx.Module):
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         check_positive("features", features)
         check_positive("latent_steps", latent_steps)
         check_positive("cycles", cycles)
@@ -95,7 +103,12 @@ class Recursive(nnx.Module):
         Args:
           x: float ``[rows, ..., features]``, the questions.
           thought: what the step before left, or `start`.
+
+        Raises:
+          ValueError: a network that changes its variables when it is called, as `nnx.BatchNorm`
+            does in training, that draws noise, or that returns another shape.
         """
+        self._check_network(x)
         before, question = self, x
         if self.gradient == "last":
             graph, state = nnx.split(self)
@@ -105,6 +118,23 @@ class Recursive(nnx.Module):
             once = lambda thought, _: (before._cycle(question, thought), None)
             thought, _ = lax.scan(once, thought, length=self.cycles - 1)
         return self._cycle(x, thought)
+
+    def _check_network(self, x):
+        touched = []
+
+        def call(network, x):
+            result, found = observed(lambda network: network(x), network)
+            touched.append(found)
+            return result
+
+        with own_variables("network"):
+            jax.eval_shape(call, self.network, x)
+        check_written("network", touched[-1])
+        if touched[-1].drawn:
+            raise ValueError(
+                "network must draw no noise, since all steps would draw the same (switch it off by "
+                f"model.eval()), got the stream {touched[-1].drawn[0]!r}."
+            )
 
     def _cycle(self, x, thought):
         answer, latent = thought

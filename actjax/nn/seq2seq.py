@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from actjax._checks import check_lengths, check_positive, check_unshared
+from actjax._checks import check_key, check_lengths, check_positive, check_unshared
 from actjax._layers import Layers
 from actjax._loop.rows import last_inputs
 from actjax.halting import Ponder
@@ -117,6 +118,7 @@ class Seq2Seq(nnx.Module):
           xs, steps, lengths, rngs: as in `__call__`. The first step is fed the last ground truth.
           feed: ``(outputs, key) -> inputs``: from the decoder's outputs ``[B, hidden_features]``
             to its next inputs ``[B, in_features]``, the sampled or the likeliest prediction.
+            Outside of `jit` it is called at every step.
           key: PRNG key; step s gets ``fold_in(key, s)``. A fixed one by default, for a `feed`
             that draws nothing.
 
@@ -126,32 +128,55 @@ class Seq2Seq(nnx.Module):
         """
         check_positive("steps", steps)
         key = jax.random.key(0) if key is None else key
+        check_key("key", key)
         noise, own = _part(rngs)
         state, last, encoder = self._encode(xs, lengths, **noise)
 
         def one_step(carry, s):
             state, fed = carry
-            noise = {name: fold(rngs, s) for name, rngs in own.items()}
-            state, outputs, ponder = self.decoder(fed[:, None], initial_state=state, **noise)
-            outputs, ponder = jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
+            state, outputs, ponder = _decode_one(self.decoder, state, fed, own, s)
             fed = feed(outputs, jax.random.fold_in(key, s)).astype(fed.dtype)
             return (state, fed), (fed, outputs, ponder)
 
-        _, records = lax.scan(one_step, (state, last), jnp.arange(steps))
-        inputs, outputs, decoder = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
+        known = jax.tree.leaves((self.decoder, state, last, own, key))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in known):
+            _, records = lax.scan(one_step, (state, last), jnp.arange(steps))
+            records = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
+        else:
+            # A scan would be compiled with `feed`, which may have closed over what has changed.
+            records = _in_turn(one_step, (state, last), jnp.arange(steps))
+        inputs, outputs, decoder = records
         return inputs, Decoded(outputs, encoder, decoder)
 
     def _encode(self, xs: Array, lengths: Array | None, **noise) -> tuple[Any, Array, Ponder]:
         """The encoder's last state, each sequence's last input, and the encoder's record."""
         self._check_unshared()
+        xs = jnp.asarray(xs)
         if lengths is None:
             state, _, ponder = self.encoder(xs, **noise)
             return state, xs[:, -1], ponder
         given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
-        if not isinstance(given, jax.core.Tracer) and min(given) < 1:
-            raise ValueError(f"lengths must be at least 1 to decode from, got {min(given)}.")
+        if not isinstance(given, jax.core.Tracer) and np.min(given) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {np.min(given)}.")
         state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
-        return state, last_inputs(jnp.asarray(xs), lengths), ponder
+        return state, last_inputs(xs, lengths), ponder
+
+
+@jax.jit
+def _decode_one(decoder: Recurrent, state: Any, fed: Array, own: dict, s: Array):
+    """Step s of a decoder, ``(state, outputs [B, ...], ponder [B])``, compiled once."""
+    noise = {name: fold(rngs, s) for name, rngs in own.items()}
+    state, outputs, ponder = decoder(fed[:, None], initial_state=state, **noise)
+    return state, *jax.tree.map(lambda leaf: leaf[:, 0], (outputs, ponder))
+
+
+def _in_turn(step: Callable, carry: Any, numbers: Array) -> Any:
+    """What `lax.scan` stacks, with the batch first; `step` is called in turn, as it is."""
+    records = []
+    for number in numbers:
+        carry, record = step(carry, number)
+        records.append(record)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *records)
 
 
 def _part(rngs: Any) -> tuple[dict, dict]:

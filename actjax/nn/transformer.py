@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_lengths, check_limits, check_positive
+from actjax._checks import check_choice, check_lengths, check_positive, check_rngs
 from actjax._unroll import ponder
-from actjax.halting import Graves, Ponder, Rule, Threshold, halting_dtype
+from actjax.halting import Ponder, Rule, Threshold, chosen_rule, halting_dtype
 from actjax.steps import by_position, start_positions
 
 
@@ -93,9 +93,10 @@ class UniversalTransformer(nnx.Module):
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         check_positive("features", features)
         check_positive("heads", heads)
-        check_limits(max_steps, 0.01)
+        check_positive("max_steps", max_steps)
         check_choice("halt", halt, ("positions", "sequence"))
         check_choice("loop", loop, ("while", "scan"))
         if hidden_features is not None:
@@ -105,7 +106,7 @@ class UniversalTransformer(nnx.Module):
         if features % heads:
             raise ValueError(f"heads must divide features = {features}, got {heads!r}.")
         self.features, self.max_steps, self.dtype = features, max_steps, dtype
-        self.rule, self.by = Graves() if rule is None else rule, halt
+        self.rule, self.by = chosen_rule(rule), halt
         self.loop, self.lanes = loop, lanes
         options = {"hidden_features": hidden_features, "dtype": dtype, "rngs": rngs}
         self.block = Block(features, heads, **options) if block is None else block

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.tasks.batch import Batch, check_range
 
 DIGITS = 5
@@ -58,6 +58,7 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((32, 5, 50), (32, 5, 6))
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length, most=10)
     check_range("digits", min_digits, max_digits, most=DIGITS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.tasks.batch import Batch, check_range
 
 CHUNKS = 10
@@ -65,6 +65,7 @@ def sample(
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 10, 102), (16, 10))
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     check_range("length", min_length, max_length)
     check_range("gates", min_gates, max_gates, most=CHUNKS)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.tasks.batch import Batch
 
 LAYOUTS = ("prefix", "scattered")
@@ -47,6 +47,7 @@ def sample(
       >>> bool(((batch.inputs != 0).sum(-1) == batch.difficulty).all())
       True
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     check_positive("bits", bits)
     max_bits = bits if max_bits is None else max_bits

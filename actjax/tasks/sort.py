@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.tasks.batch import Batch, check_range
 
 INPUT_SIZE = 2
@@ -40,6 +40,7 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
       >>> batch.inputs.shape, batch.targets.shape
       ((16, 30, 2), (16, 30))
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     check_range("numbers", min_numbers, max_numbers, most=CLASSES)
     count_key, number_key = jax.random.split(key)

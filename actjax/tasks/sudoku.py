@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.tasks.batch import Batch
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size of a board: lines and columns of a box
@@ -61,6 +61,7 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
       >>> batch.inputs.shape, batch.difficulty[:, 0].tolist()
       ((8, 16), [5, 5, 5, 5, 5, 5, 5, 5])
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     check_puzzles(puzzles)
     pick_key, symmetry_key, digit_key = jax.random.split(key, 3)

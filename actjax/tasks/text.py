@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.tasks.batch import Batch
 
 SYMBOLS = 256
@@ -65,6 +65,7 @@ def sample(
       >>> bool((batch.targets == batch.inputs.argmax(-1) + 1).all())
       True
     """
+    check_key("key", key)
     check_positive("batch_size", batch_size)
     _check_window(text.size, window)
     start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
@@ -184,6 +185,7 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
       >>> sorted(pieces.tolist())
       [[0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]]
     """
+    check_key("key", key)
     _check_window(text.size, window)
     if apart:
         room = (text.size - 1) // window

@@ -7,7 +7,7 @@ import optax
 from jax import Array
 
 from actjax.training.partition import merge, split
-from actjax.training.state import TrainState
+from actjax.training.state import TrainState, as_optax_computes
 from actjax.training.step import Finish, TrainStep, finish_of, with_finish
 
 
@@ -45,7 +45,8 @@ def keep_average(train_step: TrainStep, decay: float, *, wrt: Any = None) -> Tra
     def step(state: TrainState, key: Array, data: Any = ()):
         held = state.extra
         state, metrics = train_step(state._replace(extra=held.extra), key, data)
-        _, average = ema.update(split(state.model, wrt)[0], held.average)
+        with as_optax_computes():
+            _, average = ema.update(split(state.model, wrt)[0], held.average)
         return state._replace(extra=Averaged(state.extra, average)), metrics
 
     followed = finish_of(train_step)
@@ -67,7 +68,8 @@ def averaged_model(state: TrainState, decay: float, *, wrt: Any = None) -> Any:
       state: of a `keep_average` step of this `decay`, after at least one update.
     """
     average = state.extra.average
-    params = optax.tree.bias_correction(average.ema, decay, average.count)
+    with as_optax_computes():
+        params = optax.tree.bias_correction(average.ema, decay, average.count)
     like, rest = split(state.model, wrt)
     params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, like)
     return merge(params, rest)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from actjax._checks import check_positive
+from actjax.training.metrics import check_names
 from actjax.training.partition import hide, show
 from actjax.training.state import TrainState, own_state
 from actjax.training.step import Finish, TrainStep, with_finish
@@ -70,6 +71,7 @@ def keep_best(
     def step(state: TrainState, key: Array, data: Any = ()):
         best = state.extra
         state, metrics = train_step(state._replace(extra=best.extra), key, data)
+        check_names(metrics, ("validation_max",))
         best, value = lax.cond(
             state.step % every == 0,
             lambda best: validate(state, show(best), data),

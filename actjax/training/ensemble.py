@@ -28,7 +28,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.training.files import RunFiles
 from actjax.training.folder import METRICS
 from actjax.training.loop import OnRow, check_multiple
@@ -366,6 +366,7 @@ def _check_size(states: TrainState, keys: Array) -> int:
         raise ValueError(f"states must hold arrays that lead with the members, got shape {odd[0]}.")
     if jnp.shape(keys)[:1] != (size,):
         raise ValueError(f"keys must be one for each of {size} members, got {jnp.shape(keys)}.")
+    check_key("keys", keys, 1)
     assert size is not None  # a first leaf without axes is odd
     return size
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.training.files import RunFiles
 from actjax.training.metrics import plain
 from actjax.training.partition import hide, show
@@ -76,6 +76,7 @@ def fit(
         before it is kept.
     """
     _check_counts(steps, log_every, checkpoint_every)
+    check_key("key", key)
     checkpoint_every = checkpoint_every or -(-CHECKPOINT_EVERY // log_every) * log_every
     state = own_state(state)
     with contextlib.ExitStack() as open_files:

@@ -10,6 +10,18 @@ from typing import Any
 
 import numpy as np
 
+OF_ROWS = ("step", "seconds", "updates_per_second", "members")  # what a row has beside its metrics
+
+
+def check_names(metrics: dict[str, Any], taken: tuple[str, ...]) -> None:
+    """Refuses metrics of a name that is written beside them, where one would hide the other."""
+    for name in taken:
+        if name in metrics:
+            raise ValueError(
+                f"metrics must have other names than {', '.join(taken)}, which are written beside "
+                f"them, got {name!r}."
+            )
+
 
 class MetricsFile:
     """Appends rows to a JSON Lines file; a kill loses or tears at most the last row.

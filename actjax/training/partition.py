@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from actjax.training.metrics import OF_ROWS, check_names
+
 
 def split(model: Any, wrt: Any = None) -> tuple[Any, Any]:
     """The trained leaves of `model` and the others, each with None in the place of the other's.
@@ -134,10 +136,11 @@ def show(tree: Any) -> Any:
 
 
 def carried(step: Callable) -> Callable:
-    """A training step for the states that `hide` made."""
+    """A training step for the states that `hide` made, with metrics for rows to hold."""
 
     def on_hidden(state, *rest):
         state, metrics = step(show(state), *rest)
+        check_names(metrics, OF_ROWS)
         return hide(state), metrics
 
     return on_hidden

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from actjax._checks import check_like, check_positive, shown
+from actjax._checks import check_key, check_like, check_positive, shown
 from actjax._loop.rows import select
+from actjax.training.metrics import check_names
 from actjax.training.state import TrainState, init_state
 from actjax.training.step import NEXT, Sample, TrainStep, make_train_step
 
@@ -135,6 +136,7 @@ def init_recycled(
       key: draws the first rows.
       data: what `sample` is given.
     """
+    check_key("key", key)
     batch = sample(key, data)
     zero = jnp.zeros(_rows(batch), jnp.int32)
     lanes = Lanes(batch, start(model, batch), zero, zero)
@@ -156,9 +158,7 @@ def _checked(result: Any, lanes: Lanes) -> Any:
             f"done of loss_fn must be bools of shape {lanes.steps.shape}, one a lane, "
             f"got shape {jnp.shape(done)} of {jnp.result_type(done)}."
         )
-    taken = sorted({"recycled", NEXT} & metrics.keys())
-    if taken:
-        raise ValueError(f"metrics must have other names than the step's own, got {taken[0]!r}.")
+    check_names(metrics, ("recycled", NEXT))
     return result
 
 

@@ -56,16 +56,28 @@ def as_transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
         kind = type(optimizer).__name__
         raise ValueError(f"optimizer must be an Optax transformation, got an object of {kind}.")
     if not isinstance(optimizer, (optax.GradientTransformationExtraArgs, optax.MultiSteps)):
-        return optax.with_extra_args_support(optimizer)
+        optimizer = optax.with_extra_args_support(optimizer)
     parameters = inspect.signature(optimizer.update).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
 
     def update(updates, state, params=None, **extra):
         known = {name: value for name, value in extra.items() if takes_all or name in names}
-        return optimizer.update(updates, state, params, **known)
+        with as_optax_computes():
+            return optimizer.update(updates, state, params, **known)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def as_optax_computes():
+    """The context of Optax's own arithmetic, which mixes types."""
+    return jax.numpy_dtype_promotion("standard")
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """As `optax.apply_updates`, for updates of any type."""
+    with as_optax_computes():
+        return optax.apply_updates(params, updates)
 
 
 def own_state(tree: Any) -> Any:

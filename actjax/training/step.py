@@ -11,11 +11,12 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from actjax._checks import shown
+from actjax._checks import check_key, shown
 from actjax.training.compiler import jit_by_model
+from actjax.training.metrics import OF_ROWS, check_names
 from actjax.training.partition import carried, hide, merge, named, rewrite, show, split, writes
 from actjax.training.sharding import make_shared
-from actjax.training.state import TrainState, as_transformation
+from actjax.training.state import TrainState, apply_updates, as_transformation
 
 # sample(key, data) -> batch: any pytree of arrays that lead with its rows
 Sample = Callable[[Array, Any], Any]
@@ -26,7 +27,7 @@ LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 TrainStep = Callable[[TrainState, Array, Any], tuple[TrainState, dict[str, Array]]]
 _NUMBERS = (bool, int, float, np.generic, np.ndarray, Array)
 NEXT = "next"  # among the metrics, where a recycled step's new lanes travel
-RESERVED = ("step", "seconds", "updates_per_second", "members")  # of rows, beside their metrics
+OF_STEPS = ("loss", "gradient_norm")  # what a step tells beside the metrics of its loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,8 @@ def make_train_step(
         whole batch with `axis_name="data"`), and each draws noise of its own.
 
     Returns:
-      A pure `train_step`. Its metrics are those of `loss_fn` and "loss" and "gradient_norm". It may
-      be passed to `jax.vmap` over an ensemble of states.
+      A pure `train_step`. Its metrics are those of `loss_fn`, under names of their own, and "loss"
+      and "gradient_norm". It may be passed to `jax.vmap` over an ensemble of states.
 
     Raises:
       ValueError: from the step: the loss is not a float scalar with a dict of metrics, the state is
@@ -99,22 +100,22 @@ def make_train_step(
         differentiate, value_alone = make_shared(value_of, mesh)
 
     def train_step(state: TrainState, key: Array, data: Any = ()):
+        check_key("key", key)
         params, rest = split(state.model, wrt)
         _check_opt_state(optimizer, params, state.opt_state)
         extra = () if control is None else (state.extra,)
         arguments = hide(rest), sample(key, data), *extra
         (loss, (metrics, written)), gradient = differentiate(params, *arguments)
         gradient = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradient)
-        with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
-            updates, opt_state = optimizer.update(
-                gradient,
-                state.opt_state,
-                params,
-                value=loss,
-                grad=gradient,
-                value_fn=lambda params: value_alone(params, *arguments),
-            )
-            params = optax.apply_updates(params, updates)
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            params,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda params: value_alone(params, *arguments),
+        )
+        params = apply_updates(params, updates)
         model = merge(params, rewrite(rest, written))
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         extra = state.extra if control is None else control(state.extra, metrics)
@@ -141,9 +142,7 @@ def _checked(result: Any) -> tuple[Array, dict[str, Array]]:
             "loss_fn must return a loss that is a float scalar, "
             f"got {jnp.result_type(loss)} of shape {jnp.shape(loss)}."
         )
-    reserved = sorted(set(RESERVED) & set(result[1]))
-    if reserved:
-        raise ValueError(f"metrics must have other names than a row's own, got {reserved[0]!r}.")
+    check_names(result[1], OF_STEPS + OF_ROWS)
     return result
 
 
@@ -186,6 +185,7 @@ def make_chunk(train_step: TrainStep, length: int):
     compiled = jit_by_model(chunk, donate_argnums=0)
 
     def run(state: TrainState, key: Array, data: Any):
+        check_key("key", key)
         state, bad_step, metrics = compiled(hide(state), key, data)
         return show(state), bad_step, metrics
 

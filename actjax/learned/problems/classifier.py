@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.learned.problems.family import Family
 
 
@@ -51,6 +51,7 @@ def classifier(
         )
 
     def sample(key):
+        check_key("key", key)
         return model.init(key), jnp.zeros(())
 
     def loss_on(images: Images):

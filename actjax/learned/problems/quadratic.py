@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.learned.problems.family import Family
 
 DRAWS = ("uniform", "gaussian", "mixed")
@@ -44,6 +44,7 @@ def quadratic(
         raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
+        check_key("key", key)
         key_w, key_y, key_start, key_condition = jax.random.split(key, 4)
         start = start_sd * jax.random.normal(key_start, (dim,))
         if draw == "uniform":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_positive
+from actjax._checks import check_key, check_positive
 from actjax.learned.problems.family import Family
 from actjax.learned.problems.quadratic import conditioned
 
@@ -57,6 +57,7 @@ def regression(
         raise ValueError(f"max_condition must be a number of at least 1, got {max_condition!r}.")
 
     def sample(key):
+        check_key("key", key)
         key_x, key_true, key_noise, key_start, key_condition = jax.random.split(key, 5)
         log_condition = jax.random.uniform(key_condition) * math.log10(max_condition)
         if max_condition > 1:
