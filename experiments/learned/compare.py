@@ -75,18 +75,20 @@ def report(
     family, found, drawn = problem.make_family(options), {}, {}
     if learned is not None:
         test = test_on_images if problem.model else test_on_functions
-        found, losses = test(problem, options, learned, folder, family, data)
+        found, losses = test(problem, options, learned, family, data)
         drawn[label(options)] = figures.bands(losses)
     names = (options.optimizer,)
     if learned is not None:
         names = (("adam",) if problem.model else BASELINES) if options.baselines else ()
     found["baselines"], more = test_baselines(problem, options, names, family, data)
-    figures.loss_curves(folder / "loss.png", drawn | more, ylabel=problem.ylabel)
+    drawn |= more
     rows = training.read_metrics(folder / "metrics.jsonl")
     result = {
         "experiment": name,
         "config": as_json(name, options),
         **found,
+        "ylabel": problem.ylabel,
+        "curves": figures.as_json(drawn),
         "meta_updates": rows[-1]["step"] if rows else 0,
         "training_seconds": rows[-1]["seconds"] if rows else 0.0,
         "test_seconds": round(time.perf_counter() - began, 1),
@@ -96,6 +98,7 @@ def report(
     }
     result = record.plain(result)
     training.write_json(folder / "result.json", result)
+    figures.draw(result, folder)
     notes = [learned_page.halting(result)] if "halting" in result else []
     if problem.model and learned is not None:
         accuracy = result["learned"]["test_accuracy"]
@@ -106,7 +109,7 @@ def report(
 
 
 def test_on_functions(
-    problem: Problem, options: LearnedOptions, learned, folder: pathlib.Path, family, data
+    problem: Problem, options: LearnedOptions, learned, family, data
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on fresh functions, and its losses [problems, steps]."""
     steps = max(options.test_steps, options.horizon)
@@ -114,17 +117,14 @@ def test_on_functions(
     found = {"learned": evaluate.summarise(curves["losses"])}
     if options.optimizer == "act":
         found["halting"] = halting = evaluate.halting(curves, options)
+        halting["prior"] = _prior(options)
         compared, frontier = ("mass", "price", "gradient_norm", "plateau"), halting["frontier"]
         found["dominance"] = {rule: evaluate.dominance(frontier, rule) for rule in compared}
-        figures.frontier(folder / "frontier.png", halting, ylabel=problem.ylabel)
-        figures.posterior(folder / "posterior.png", halting, _prior(options))
-        xlabel = "log10 of the condition number"
-        figures.difficulty(folder / "difficulty.png", halting, xlabel=xlabel)
     return found, curves["losses"]
 
 
 def test_on_images(
-    problem: Problem, options: LearnedOptions, learned, folder: pathlib.Path, family, data
+    problem: Problem, options: LearnedOptions, learned, family, data
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on held-out minibatches, and its losses [problems, steps]."""
     heldout, scores, right = evaluate.image_curves(learned, family, problem.model, options, data)
@@ -168,10 +168,11 @@ def test_baselines(
     return rows, drawn
 
 
-def _prior(options: LearnedOptions) -> np.ndarray | None:
+def _prior(options: LearnedOptions) -> list[float] | None:
     """The distribution of the halting step before anything is seen, where there is one."""
     belief = train.posterior(options)
     if isinstance(belief, StickBreaking):
         zeros = belief._prior_scores(np.zeros(options.horizon, np.float32))
-        return np.exp(belief.log_posterior(zeros))
-    return np.exp(belief.prior.log_marginal()) if options.halting == "softmax" else None
+        return np.exp(belief.log_posterior(zeros)).tolist()
+    found = np.exp(belief.prior.log_marginal()) if options.halting == "softmax" else None
+    return None if found is None else found.tolist()

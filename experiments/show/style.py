@@ -84,6 +84,15 @@ def by_seed(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.array([record[name] for record in records]) for name in records[0]}
 
 
+def plain_log(axis):
+    """Numbers in full on a logarithmic axis of less than two decades, where powers say little."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
 def save(figure, path: pathlib.Path, dpi: int = 90) -> bool:
     figure.tight_layout()
     figure.savefig(path, dpi=dpi)
