@@ -93,8 +93,9 @@ def plain_log(axis):
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def save(figure, path: pathlib.Path, dpi: int = 90) -> bool:
-    figure.tight_layout()
+def save(figure, path: pathlib.Path, dpi: int = 90, *, tight: bool = True) -> bool:
+    if tight:
+        figure.tight_layout()
     figure.savefig(path, dpi=dpi)
     plt.close(figure)
     return True
