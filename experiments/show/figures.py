@@ -25,7 +25,7 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> pathlib.Path:
-    """Accuracy or bits per character, and ponder, against updates (Fojo 2018, figure 6.4).
+    """Accuracy or bits per character, and steps, against updates (Fojo 2018, figure 6.4).
 
     Args:
       runs: label -> the rows of metrics of each of its runs, drawn in one color.
@@ -35,13 +35,15 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> p
         for number, rows in enumerate(seeds):
             name = "bits_per_character" if "bits_per_character" in rows[-1] else "accuracy"
             updates = [row["step"] for row in rows]
-            for axes, key in ((top, name), (bottom, "ponder")):
+            for axes, key in ((top, name), (bottom, "ponder_steps")):
                 values = np.array([row[key] for row in rows], float)
                 smoothed = smooth(values, min(WINDOW, len(values) // 8 | 1))
+                if key == "accuracy":  # the filter overshoots where a curve arrives at 1
+                    smoothed = np.minimum(smoothed, 1)
                 axes.plot(updates, values, color=color, alpha=0.2, linewidth=0.8)
                 axes.plot(updates, smoothed, color=color, label=None if number else label)
             top.set_ylabel(name.replace("_", " ") + " (training)")
-    bottom.set_ylabel("ponder N + R")
+    bottom.set_ylabel("steps N")
     bottom.set_xlabel("updates")
     top.legend(fontsize="small")
     save(figure, path, dpi=120)
@@ -109,12 +111,13 @@ def stretch(
         for panel, (key, name, color, _) in zip(panels, shown, strict=True):
             values = np.array(piece[key])
             low = values.min() if key == "ponder" else 0
-            margin = 0.07 * max(values.max() - low, 0.1)
-            panel.set_ylim(low - margin, values.max() + margin)  # the same for every line
+            high = max(values.max(), low + 1)
+            margin = 0.07 * (high - low)
+            panel.set_ylim(low - margin, high + margin)  # the same for every line
             panel.plot(line, values[line], color=color, marker=".", markersize=5, linewidth=1.2)
             if key == "ponder":
                 panel.fill_between(line, low, values[line], color=color, alpha=0.15, linewidth=0)
-            panel.set_ylabel(name, fontsize=9)
+            panel.set_ylabel(name.replace(" (", "\n("), fontsize=9)
             panel.yaxis.set_label_coords(-0.045, 0.5)
             panel.tick_params(axis="y", labelsize=8)
             panel.set_xlim(line[0] - 0.7, line[-1] + 0.7)
