@@ -30,7 +30,7 @@ from experiments.task import Task
 from experiments.tasks import parity, wikipedia
 
 MODELS = ("rnn", "repeat", "act")
-BUDGET = 3.0
+BUDGET, TEXT_TAU = 3.0, 1e-2
 LINES, LONGEST, LANES = 512, 400, 64  # of the text that is streamed
 Members = list[dict[str, Any]]  # a summary each, as a sweep's
 PLAN = """\
@@ -73,10 +73,10 @@ def main(tasks: dict[str, Task], argv: list[str]):
     print(PLAN.format(**words), flush=True)
     begun = time.perf_counter()
     try:
-        of_parity = settings(demo, tasks["parity"], demo.parity_steps)
+        of_parity = settings(tasks["parity"], steps=demo.parity_steps)
         members = difficulty(demo, tasks["parity"], of_parity)
         hold(demo, tasks["parity"], of_parity, members)
-        of_text = settings(demo, tasks["wikipedia"], demo.wikipedia_steps)
+        of_text = settings(tasks["wikipedia"], steps=demo.wikipedia_steps, tau=TEXT_TAU)
         network, held_out = read_text(demo, tasks["wikipedia"], of_text)
         stream(network, held_out)
     except KeyboardInterrupt:
@@ -92,8 +92,8 @@ def how_long(demo: Demo) -> str:
     return "about 4 minutes on two cores" if as_it_is else "4 minutes with the options as they were"
 
 
-def settings(demo: Demo, task: Task, steps: int) -> Options:
-    return dataclasses.replace(task.presets["demo"], steps=steps)
+def settings(task: Task, **chosen) -> Options:
+    return dataclasses.replace(task.presets["demo"], **chosen)
 
 
 def train(demo: Demo, task: Task, options: Options, data, name: str) -> tuple[Members, Network]:
@@ -122,7 +122,8 @@ def difficulty(demo: Demo, task: Task, options: parity.Parity) -> Members:
     )
     print_table(title, rows, "guessing errs in 0.5", *repeat_or_not(members))
     draw(graves.curves, members, demo.out / "parity_curves.png")
-    draw(lambda *found: graves.difficulty(*found, unit="bits"), members, demo.out / "parity.png")
+    by_bits = lambda *found: graves.difficulty(*found, unit="bits")
+    draw(by_bits, members, demo.out / "parity_difficulty.png")
     return members
 
 

@@ -164,7 +164,7 @@ def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 
 def stretches(summary: dict[str, Any], path: pathlib.Path) -> bool:
-    """Ponder, loss and entropy along stretches of text (figs. 23, 24), of a network that ponders."""
+    """Ponder, loss and entropy along stretches of text, if the network ponders (figs. 23, 24)."""
     member, pieces = _looked_at(summary, "stretches")
     if not pieces or _idle(member):
         return False
