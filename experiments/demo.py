@@ -129,12 +129,12 @@ def difficulty(demo: Demo, task: Task, options: parity.Parity) -> Members:
 
 def repeat_or_not(members: Members) -> list[str]:
     """What ACT has over Repeat, and what not, in words."""
-    found = {name: [m for m in members if m["model"].startswith(name)] for name in MODELS}
+    kinds = ("act", "repeat")
+    found = {name: [m for m in members if m["model"].startswith(name)] for name in kinds}
     if not found["repeat"] or not found["act"]:
         return []
     (act, steps), (repeat, fixed) = (
-        [_mean(found[model], key) for key in ("error", "ponder_steps")]
-        for model in ("act", "repeat")
+        [_mean(found[model], key) for key in ("error", "ponder_steps")] for model in kinds
     )
     less = "less" if repeat < act else "more"
     return [

@@ -53,7 +53,7 @@ def by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     panels[0, 0].set_ylabel("ponder N + R")
     words = "input of the sequence" + ("" if width < 4 else " (boxes: quartiles, 5 % and 95 %)")
     figure.supxlabel(words, fontsize=9)
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def budget(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -96,4 +96,4 @@ def _training(members, keys, path: pathlib.Path, *, target: float | None = None)
     legend(figure, panels[0], found)
     panels[-1].xaxis.set_major_formatter(THOUSANDS)
     panels[-1].set_xlabel("updates")
-    return save(figure, path, tight=False)
+    return save(figure, path)

@@ -67,7 +67,7 @@ def curves(summary: dict[str, Any], path: pathlib.Path) -> bool:
         _against_ponder(panels[0, 1], found, tones)
         panels[0, 1].set_ylabel(_metric(summary))
     legend(figure, left, found)
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def _against_ponder(axes, found, tones):
@@ -123,7 +123,7 @@ def difficulty(summary: dict[str, Any], path: pathlib.Path, *, unit: str) -> boo
     panels[0].set_ylabel("steps N")
     panels[1].set_ylabel("sequence error rate")
     legend(figure, panels[0], found)
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -160,7 +160,7 @@ def sequences(summary: dict[str, Any], path: pathlib.Path) -> bool:
         panels[0, -1].legend(fontsize=7, loc="upper right", borderpad=0.2, markerscale=0.4)
     figure.supxlabel("input below, output above each bar", fontsize=9)
     figure.suptitle(_who(summary, member), fontsize=9)
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def stretches(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -195,7 +195,7 @@ def kinds(summary: dict[str, Any], path: pathlib.Path) -> bool:
     axes.set_ylabel("mean ponder N + R after")
     axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     axes.legend(fontsize=8, ncols=len(found), loc="upper left")
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def _who(summary: dict[str, Any], member: dict[str, Any]) -> str:

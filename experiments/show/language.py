@@ -82,7 +82,7 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     panels[0].set_ylabel(r"$N_t$ of LFACT")
     panels[0].set_ylim(0, 1.15 * panels[0].get_ylim()[1])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
-    return save(figure, path, tight=False)
+    return save(figure, path)
 
 
 def _by_model(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -145,7 +145,7 @@ def plain_log(axis):
 
 
 def save(figure, path: pathlib.Path, dpi: int = 90, *, tight: bool = True) -> bool:
-    if tight:
+    if tight and figure.get_layout_engine() is None:
         figure.tight_layout()
     figure.savefig(path, dpi=dpi)
     plt.close(figure)
