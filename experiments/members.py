@@ -9,6 +9,7 @@ from experiments.options import ADAPTIVE, Architecture, label
 from experiments.run import halting_advice
 from experiments.smoothing import best, smooth, solved_at
 
+PONDERS = 1.5  # steps an input on average, from which a network's halting has something to show
 CURVE_POINTS = 120  # of a learning curve in the summary
 CURVES = (
     *("accuracy", "smoothed_accuracy", "ponder", "smoothed_ponder", "ponder_steps", "ponder_max"),
@@ -68,6 +69,16 @@ def curve(history: dict[str, np.ndarray]) -> dict[str, list[float]]:
 def error(found: dict[str, Any]) -> float:
     """A member's error: bits per character where there are any, or the sequence error rate."""
     return found["bits_per_character"] if "bits_per_character" in found else found["error"]
+
+
+def looked_at(found: list[dict[str, Any]]) -> int:
+    """Which network single inputs are shown of: of those that ponder the one that errs least.
+
+    Where none does it is one of all; of two that err alike the one that takes fewer steps.
+    """
+    idle = lambda one: one["ponder_steps"] < PONDERS
+    order = lambda index: (idle(found[index]), error(found[index]), found[index]["ponder"])
+    return min(range(len(found)), key=order)
 
 
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -14,7 +14,8 @@ import tyro
 from actjax import training
 from actjax._checks import check_choice, check_positive
 from experiments import evaluation, run
-from experiments.members import advice, error, group_name, member_summary, table
+from experiments.members import advice, group_name, looked_at, member_summary, table
+from experiments.network import Network
 from experiments.options import (
     ADAPTIVE,
     BUDGETED,
@@ -83,7 +84,7 @@ def main(tasks: dict[str, Task], argv: list[str]):
     run.check_resumed(folder, grid.resume)
     members, seconds = [], 0.0
     for group in groups:
-        rows, spent = run_group(task, grid, group, folder / group_name(group[0]), data)
+        rows, spent, _ = run_group(task, grid, group, folder / group_name(group[0]), data)
         members += rows
         seconds += spent
     words = [word for word in argv if word != "--resume"]  # which changes no number
@@ -198,8 +199,12 @@ def taus(text: str) -> list[float]:
 
 def run_group(
     task: Task, grid: Grid, group: list[Options], folder: pathlib.Path, data: Loaded
-) -> tuple[list[dict[str, Any]], float]:
-    """Trains and measures one group: a summary for each member, and the seconds of training."""
+) -> tuple[list[dict[str, Any]], float, Network]:
+    """Trains and measures one group.
+
+    Returns:
+      A summary for each member, the seconds of training, and the networks, stacked.
+    """
     options = group[0]
     config = as_json(task.name, options) | {
         "taus": [member.tau for member in group],
@@ -219,14 +224,14 @@ def run_group(
     measured = data.of_many or data.measured
     found = run.measure(task, options, networks, measured, batches=batches)
     if options.model in ADAPTIVE:
-        best = min(range(len(found)), key=lambda i: (error(found[i]), found[i]["ponder"]))
-        network = evaluation.member(networks, best)
-        found[best] |= run.look(task, options, network, measured)
+        index = looked_at(found)
+        network = evaluation.member(networks, index)
+        found[index] |= run.look(task, options, network, measured)
     rows = [
         member_summary(grid.solved, member, result, index, found[index])
         for index, member in enumerate(group)
     ]
-    return rows, float(result.history["seconds"][-1])
+    return rows, float(result.history["seconds"][-1]), networks
 
 
 def train_group(

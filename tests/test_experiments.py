@@ -85,7 +85,7 @@ def test_wikipedia_leaves_everything_in_its_folder(tmp_path, corpus):
 
 
 def test_the_demo_compares_its_runs_and_continues_them(tmp_path, corpus, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "MODELS", ("rnn",))
+    monkeypatch.setattr(demo, "MODELS", ("rnn", "act"))
     small = {"hidden": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 1}
     text = {"window": 6, "held_out": 0.2, "data": str(corpus)}
     for module, options in ((parity, {"bits": 4}), (wikipedia, text)):
@@ -94,16 +94,21 @@ def test_the_demo_compares_its_runs_and_continues_them(tmp_path, corpus, capsys,
     argv = ["--parity-steps", "2", "--wikipedia-steps", "2", "--seeds", "1"]
     assert main(["demo", *argv, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "Parity of up to 4 bits" in printed and "Wikipedia, held-out text" in printed
+    assert printed.index("with the options as they were") < printed.index("1 of 4")
+    for words in ("Parity of up to 4 bits", "off the budget", "Wikipedia, held-out text", "waits"):
+        assert words in printed
     assert {p.name for p in tmp_path.glob("*.png")} == {
         "parity_curves.png",
         "parity_difficulty.png",
+        "budget.png",
         "wikipedia_curves.png",
+        "ponder_prose.png",
+        "ponder_markup.png",
     }
-    rows = (tmp_path / "parity" / "rnn-seed0" / "metrics.jsonl").read_text()
-    monkeypatch.setattr(demo, "show_parity", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    rows = (tmp_path / "parity" / "rnn" / "metrics.jsonl").read_text()
+    monkeypatch.setattr(demo, "hold", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["demo", *argv, "--out", str(tmp_path)]) == 130
-    assert (tmp_path / "parity" / "rnn-seed0" / "metrics.jsonl").read_text() == rows
+    assert (tmp_path / "parity" / "rnn" / "metrics.jsonl").read_text() == rows
 
 
 def test_the_demo_says_when_a_difference_is_within_noise():
@@ -135,7 +140,7 @@ def test_ponder_by_kind_of_byte():
 def test_figures_are_drawn_from_the_files_alone(tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
-    row = {"step": 10, "accuracy": 0.5, "ponder": 2.5}
+    row = {"step": 10, "accuracy": 0.5, "ponder_steps": 1.5}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert [path.name for path in figures.draw(folder)] == ["curves.png"]
 

@@ -11,7 +11,7 @@ import scipy.stats
 from experiments import tasks
 from experiments.__main__ import main
 from experiments.evaluation import slope
-from experiments.members import curve
+from experiments.members import curve, looked_at
 from experiments.options import as_json
 from experiments.show import fojo, report, tables
 from experiments.show.papers import PAPERS
@@ -95,6 +95,22 @@ def test_report_of_some_and_of_all(results, tmp_path):
     # at no paper's size, whatever their preset is called: no row of tables 6.1 and 6.2
     assert all_of_it.count("not run") == some.count("not run")
     assert "http" not in all_of_it.replace("data:image", "")  # nothing is loaded from elsewhere
+
+
+def test_the_page_links_its_parts_and_names_its_pictures(results):
+    text = build(results)
+    links = re.findall(r"<a href='#([^']+)'", text)
+    places = re.findall(r"<h[23] id=([\w-]+)>", text)
+    assert links == places and len(set(places)) == len(places) > 20
+    assert "alt=''" not in text and "alt='Parity: Graves 4: error by time penalty'" in text
+    assert text.count("<table>") == text.count("<div class=wide><table>")  # which scrolls
+
+
+def test_single_inputs_are_shown_of_a_network_that_ponders():
+    rows = [(1.02, 0.1), (3.0, 0.3), (2.5, 0.2), (2.0, 0.2)]
+    found = [{"ponder_steps": steps, "ponder": steps + 1, "error": error} for steps, error in rows]
+    assert looked_at(found) == 3  # of equal error the one with fewer steps
+    assert looked_at(found[:1] * 2) == 0  # none does
 
 
 def test_report_of_learned_optimizers(tmp_path):
@@ -230,13 +246,13 @@ def test_figures_of_training_show_the_smoothed_curves(results, monkeypatch, tmp_
     shown = []
     monkeypatch.setattr(fojo, "save", lambda figure, path: shown.append(figure) or True)
     for member in summary["members"]:
-        member["curve"]["smoothed_accuracy"] = [0.25, 0.75]
+        member["curve"]["smoothed_accuracy"] = [0.25, 1.02]  # a filter overshoots
     assert fojo.act(summary, tmp_path) and fojo.repeat(summary, tmp_path)
     labelled = (["without ACT", "τ 0.1", "τ 0.01"], ["without ACT", "repeat 2"])
     for figure, labels in zip(shown, labelled, strict=True):
         bold = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
         assert [line.get_label() for line in bold] == labels
-        assert all(line.get_ydata().tolist() == [0.25, 0.75] for line in bold)
+        assert all(line.get_ydata().tolist() == [0.25, 1.0] for line in bold)
 
 
 def test_sweeps_at_the_same_settings_share_their_figures():

@@ -54,7 +54,7 @@ def test_a_budget_goes_on_where_it_was(tmp_path):
         np.testing.assert_allclose(taus[0], start, rtol=1e-4)
         assert len(taus) == 4 and taus[2] != taus[0]  # on from there, not from the start again
     page = report.build(tasks.known(), tmp_path)
-    assert "<h3>Ponder budget</h3>" in page and "off the budget" in page
+    assert ">Ponder budget</h3>" in page and "off the budget" in page
 
 
 def test_a_solved_member_retires(tmp_path):

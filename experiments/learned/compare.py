@@ -75,18 +75,20 @@ def report(
     family, found, drawn, losses = problem.make_family(options), {}, {}, None
     if learned is not None:
         test = test_on_images if problem.model else test_on_functions
-        found, losses = test(problem, options, learned, folder, family, data)
+        found, losses = test(problem, options, learned, family, data)
         drawn[label(options)] = figures.bands(losses)
     names = (options.optimizer,)
     if learned is not None:
         names = (("adam",) if problem.model else BASELINES) if options.baselines else ()
     found["baselines"], more = test_baselines(problem, options, names, family, data, losses)
-    figures.loss_curves(folder / "loss.png", drawn | more, ylabel=problem.ylabel)
+    drawn |= more
     rows = training.read_metrics(folder / "metrics.jsonl")
     result = {
         "experiment": name,
         "config": as_json(name, options),
         **found,
+        "ylabel": problem.ylabel,
+        "curves": figures.as_json(drawn),
         "meta_updates": rows[-1]["step"] if rows else 0,
         "training_seconds": rows[-1]["seconds"] if rows else 0.0,
         "test_seconds": round(time.perf_counter() - began, 1),
@@ -96,6 +98,7 @@ def report(
     }
     result = record.plain(result)
     training.write_json(folder / "result.json", result)
+    figures.draw(result, folder)
     notes = [learned_page.halting(result)] if "halting" in result else []
     if problem.model and learned is not None:
         accuracy = result["learned"]["test_accuracy"]
@@ -106,7 +109,7 @@ def report(
 
 
 def test_on_functions(
-    problem: Problem, options: LearnedOptions, learned, folder: pathlib.Path, family, data
+    problem: Problem, options: LearnedOptions, learned, family, data
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on fresh functions, and its losses [problems, steps]."""
     steps = max(options.test_steps, options.horizon)
@@ -118,17 +121,14 @@ def test_on_functions(
         seen = {"steps": options.horizon, "data": data, "seed": evaluate.VALIDATION_SEED}
         validation = evaluate.test_curves(learned, family, small, **seen)
         halting["chosen_on_validation"] = evaluate.chosen_on_validation(validation, curves, options)
+        halting["prior"] = _prior(options)
         compared, frontier = ("mass", "price", "gradient_norm", "plateau"), halting["frontier"]
         found["dominance"] = {rule: evaluate.dominance(frontier, rule) for rule in compared}
-        figures.frontier(folder / "frontier.png", halting, ylabel=problem.ylabel)
-        figures.posterior(folder / "posterior.png", halting, _prior(options))
-        xlabel = "log10 of the condition number"
-        figures.difficulty(folder / "difficulty.png", halting, xlabel=xlabel)
     return found, curves["losses"]
 
 
 def test_on_images(
-    problem: Problem, options: LearnedOptions, learned, folder: pathlib.Path, family, data
+    problem: Problem, options: LearnedOptions, learned, family, data
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an optimizer does on held-out minibatches, and its losses [problems, steps]."""
     curves, final = evaluate.image_curves(learned, family, problem.model, options, data)
@@ -198,10 +198,11 @@ def _paired(ours: np.ndarray, others: np.ndarray, *, summed: bool) -> dict[str, 
     return less | ({"sum": evaluate.paired(ours.sum(1), others.sum(1))} if summed else {})
 
 
-def _prior(options: LearnedOptions) -> np.ndarray | None:
+def _prior(options: LearnedOptions) -> list[float] | None:
     """The distribution of the halting step before anything is seen, where there is one."""
     belief = train.posterior(options)
     if isinstance(belief, StickBreaking):
         zeros = belief._prior_scores(np.zeros(options.horizon, np.float32))
-        return np.exp(belief.log_posterior(zeros))
-    return np.exp(belief.prior.log_marginal()) if options.halting == "softmax" else None
+        return np.exp(belief.log_posterior(zeros)).tolist()
+    found = np.exp(belief.prior.log_marginal()) if options.halting == "softmax" else None
+    return None if found is None else found.tolist()

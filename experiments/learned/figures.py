@@ -1,13 +1,21 @@
-"""Figures of the learned-optimizer experiments."""
+"""Figures of the learned-optimizer experiments, drawn from their results alone."""
 
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from experiments.show.learned import NAMES
-from experiments.show.style import plt
+from experiments.show.style import plain_log, plt
 
+NAMES = {
+    "lstm": "LSTM optimizer",
+    "act": "ACT optimizer",
+    "sgd": "SGD",
+    "nag": "Nesterov",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adam9": "Adam (.9, .9)",
+}
 RULES = {
     "mass": ("mass rule", "tab:blue", "o"),
     "price": ("price rule", "tab:cyan", "s"),
@@ -17,25 +25,70 @@ RULES = {
 }
 
 
-def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, np.ndarray]], *, ylabel: str):
+def draw(result: dict[str, Any], folder: pathlib.Path, prefix: str = "") -> list[pathlib.Path]:
+    """Draws every figure that a result gives, as `prefix` and the figure's name: their paths."""
+    drawn = []
+
+    def place(name: str) -> pathlib.Path:
+        drawn.append(folder / f"{prefix}{name}.png")
+        return drawn[-1]
+
+    halting, ylabel = result.get("halting", {}), result.get("ylabel", "loss")
+    if result.get("curves"):
+        loss_curves(place("loss"), result["curves"], ylabel=ylabel)
+    if "frontier" in halting:
+        frontier(place("frontier"), halting, ylabel=ylabel)
+        posterior(place("posterior"), halting)
+        difficulty(place("difficulty"), halting, xlabel="log10 of the condition number")
+    return drawn
+
+
+def as_json(curves: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    """What `loss_curves` draws of `curves`, to four digits."""
+    found = {}
+    for name, rows in curves.items():
+        kept = rows if is_learned(name) else {"mean": rows["mean"]}
+        found[name] = {what: [float(f"{x:.4g}") for x in row] for what, row in kept.items()}
+    return found
+
+
+def loss_curves(path: pathlib.Path, curves: dict[str, dict[str, Any]], *, ylabel: str):
     """Mean loss against step, with the 10 to 90 % band and the median of the learned optimizer.
 
-    `curves` maps a name to {"mean", "median", "low", "high"}, each [steps].
+    `curves` maps a name to {"mean", "median", "low", "high"}, each [steps]; of a baseline the mean
+    is enough. One that diverges on a few problems leaves through the top.
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    shown = []
     for name, rows in curves.items():
-        learned = name == "lstm" or name.startswith("act")
-        steps = np.arange(1, len(rows["mean"]) + 1)
+        mean = np.array(rows["mean"], float)  # null where it was not finite
+        steps = np.arange(1, len(mean) + 1)
+        learned = is_learned(name)
         style = {"linewidth": 2.2, "color": "black"} if learned else {"linewidth": 1.1}
-        axes.plot(steps, rows["mean"], label=f"{NAMES.get(name, name)}, mean", **style)
+        axes.plot(steps, mean, label=f"{title(name)}, mean", **style)
+        shown += [mean[:1]]
         if learned:
             axes.plot(steps, rows["median"], color="black", linestyle=":", label="median")
             band = {"color": "black", "alpha": 0.12, "label": "10 to 90 %"}
             axes.fill_between(steps, rows["low"], rows["high"], **band)
+            shown += [mean, rows["low"], rows["high"]]
+    shown = np.concatenate(shown)
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    margin = (high / low) ** 0.05
     axes.set(xlabel="optimization step", ylabel=ylabel, yscale="log")
-    # A baseline that diverges on a few problems leaves through the top.
-    axes.set_ylim(top=3 * max(float(rows["mean"][0]) for rows in curves.values()))
+    axes.set_ylim(low / margin, high * margin)
+    plain_log(axes.yaxis)
     save(figure, path, ncols=2)
+
+
+def is_learned(name: str) -> bool:
+    return name.split("-")[0] in ("lstm", "act")
+
+
+def title(name: str) -> str:
+    """The name of a curve in words: "adam, tuned for the sum" is Adam's."""
+    kind, *rest = name.split(", ")
+    return ", ".join([NAMES.get(kind, NAMES.get(kind.split("-")[0], kind)), *rest])
 
 
 def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str):
@@ -60,7 +113,7 @@ def frontier(path: pathlib.Path, halting: dict[str, Any], *, ylabel: str):
     save(figure, path)
 
 
-def posterior(path: pathlib.Path, halting: dict[str, Any], prior: np.ndarray | None):
+def posterior(path: pathlib.Path, halting: dict[str, Any]):
     """The posterior over halting steps: its mean over problems and three problems' own."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     mean = np.array(halting["posterior_mean_over_problems"])
@@ -69,8 +122,8 @@ def posterior(path: pathlib.Path, halting: dict[str, Any], prior: np.ndarray | N
     names = ("an easy problem", "a middling one", "a hard one")
     for row, name in zip(halting["sample"]["posteriors"], names, strict=False):
         axes.plot(steps, row, linewidth=1.1, label=name)
-    if prior is not None:
-        axes.plot(steps, prior, color="gray", linestyle="--", label="prior")
+    if halting.get("prior"):
+        axes.plot(steps, halting["prior"], color="gray", linestyle="--", label="prior")
     axes.set(xlabel="halting step t", ylabel="q(t)", ylim=(0, None))
     save(figure, path)
 

@@ -25,7 +25,7 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> pathlib.Path:
-    """Accuracy or bits per character, and ponder, against updates (Fojo 2018, figure 6.4).
+    """Accuracy or bits per character, and steps, against updates (Fojo 2018, figure 6.4).
 
     Args:
       runs: label -> the rows of metrics of each of its runs, drawn in one color.
@@ -35,13 +35,15 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]], path: pathlib.Path) -> p
         for number, rows in enumerate(seeds):
             name = "bits_per_character" if "bits_per_character" in rows[-1] else "accuracy"
             updates = [row["step"] for row in rows]
-            for axes, key in ((top, name), (bottom, "ponder")):
+            for axes, key in ((top, name), (bottom, "ponder_steps")):
                 values = np.array([row[key] for row in rows], float)
                 smoothed = smooth(values, min(WINDOW, len(values) // 8 | 1))
+                if key == "accuracy":  # the filter overshoots where a curve arrives at 1
+                    smoothed = np.minimum(smoothed, 1)
                 axes.plot(updates, values, color=color, alpha=0.2, linewidth=0.8)
                 axes.plot(updates, smoothed, color=color, label=None if number else label)
             top.set_ylabel(name.replace("_", " ") + " (training)")
-    bottom.set_ylabel("ponder N + R")
+    bottom.set_ylabel("steps N")
     bottom.set_xlabel("updates")
     top.legend(fontsize="small")
     save(figure, path, dpi=120)
@@ -76,26 +78,57 @@ def difficulty(
     return path
 
 
-def stretch(piece: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    """Ponder, loss and entropy, character by character (Graves 2016, figures 23 and 24)."""
-    places = np.arange(len(piece["bytes"]))
-    figure, axes = plt.subplots(3, 1, figsize=(15, 5.5), sharex=True)
+def stretch(
+    piece: dict[str, Any], path: pathlib.Path, *, title: str = "", characters: int = 60
+) -> pathlib.Path:
+    """Ponder, loss and entropy, character by character (Graves 2016, figures 23 and 24).
+
+    Args:
+      characters: of a line; a longer piece goes on below. The last may be a little longer or
+        shorter, so that all are alike.
+    """
+    lines = np.array_split(np.arange(len(piece["bytes"])), -(-len(piece["bytes"]) // characters))
     shown = (
-        ("ponder", "ponder N + R", "tab:blue"),
-        ("loss_bits", "loss (bits)", "tab:red"),
-        ("entropy_bits", "entropy (bits)", "tab:green"),
+        ("ponder", "ponder N + R", "tab:blue", 2),
+        ("loss_bits", "loss (bits)", "tab:red", 1),
+        ("entropy_bits", "entropy (bits)", "tab:green", 1),
     )
-    for panel, (key, name, color) in zip(axes, shown, strict=True):
-        panel.plot(places, piece[key], color=color, marker=".", markersize=4, linewidth=1)
-        panel.set_ylabel(name)
-        for place, byte in enumerate(piece["bytes"]):
-            if byte in b" \n":
-                panel.axvline(place, color="0.85", linewidth=0.8, zorder=0)
-    axes[-1].set_xticks(places, [character(byte) for byte in piece["bytes"]])
-    axes[-1].tick_params(axis="x", labelfontfamily="monospace", labelsize=8, length=2)
-    axes[-1].set_xlim(-1, len(places))
-    axes[-1].set_xlabel("input byte; each panel: after reading it, predicting the next")
-    save(figure, path, dpi=120)
+    heights = [height for *_, height in shown] + [0.45]  # a gap below each line
+    figure = plt.figure(figsize=(9, 3.6 * len(lines) + (0.3 if title else 0)))
+    grid = figure.add_gridspec(
+        len(heights) * len(lines),
+        1,
+        height_ratios=heights * len(lines),
+        hspace=0.12,
+        left=0.075,
+        right=0.995,
+        top=1 - (0.4 if title else 0.1) / figure.get_figheight(),
+        bottom=0.02,
+    )
+    figure.suptitle(title, fontsize=11)
+    for place, line in enumerate(lines):
+        panels = [figure.add_subplot(grid[len(heights) * place + row]) for row in range(len(shown))]
+        for panel, (key, name, color, _) in zip(panels, shown, strict=True):
+            values = np.array(piece[key])
+            low = values.min() if key == "ponder" else 0
+            high = max(values.max(), low + 1)
+            margin = 0.07 * (high - low)
+            panel.set_ylim(low - margin, high + margin)  # the same for every line
+            panel.plot(line, values[line], color=color, marker=".", markersize=5, linewidth=1.2)
+            if key == "ponder":
+                panel.fill_between(line, low, values[line], color=color, alpha=0.15, linewidth=0)
+            panel.set_ylabel(name.replace(" (", "\n("), fontsize=9)
+            panel.yaxis.set_label_coords(-0.045, 0.5)
+            panel.tick_params(axis="y", labelsize=8)
+            panel.set_xlim(line[0] - 0.7, line[-1] + 0.7)
+            panel.set_xticks([])
+            for at in line:
+                if piece["bytes"][at] in b" \n":
+                    panel.axvspan(at - 0.5, at + 0.5, color="0.93", linewidth=0, zorder=0)
+        letters = [character(piece["bytes"][at]) for at in line]
+        panels[-1].set_xticks(line, letters)
+        panels[-1].tick_params(axis="x", labelfontfamily="monospace", labelsize=11, length=0)
+    save(figure, path, dpi=120, tight=False)
     return path
 
 

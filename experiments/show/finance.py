@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.show import markup, style
 from experiments.show.papers import PAPERS
-from experiments.show.style import MODELS, mean_and_error, plt, plus_minus, save
+from experiments.show.style import MODELS, mean_and_error, plt, plus_minus, save, whiskers
 
 PAPER = PAPERS["tasks"]["finance"]
 TASKS = {"rnn": "next step", "seq2seq-5": "seq2seq, 5 steps", "seq2seq-10": "seq2seq, 10 steps"}
@@ -68,14 +68,14 @@ def f1(members: Members, path: pathlib.Path) -> bool:
                 found = scores(select(here, model=model, instance=instance))
                 base = scores(select(here, model="rnn", instance=instance))
                 x = place + (number - (len(models) - 1) / 2) * width
-                bar = {"width": width * 0.92, "color": color, "capsize": 3}
+                bar = {"width": width * 0.92, "color": color}
                 name = None if place else label
                 if found:
                     mean, error = mean_and_error(found)
-                    top.bar(x, mean, yerr=error, label=name, **bar)
+                    top.bar(x, mean, label=name, **bar, **whiskers(error))
                 if found and base and model != "rnn":
                     ratio, error = change(found, base)
-                    bottom.bar(x, 100 * ratio, yerr=100 * error, **bar)
+                    bottom.bar(x, 100 * ratio, **bar, **whiskers(100 * error))
         for place, instance in enumerate(instances):
             always = select(here, instance=instance)[0]["evaluation"]["test"]["usual_f1"]
             name = None if place else "most frequent class"
@@ -157,11 +157,12 @@ def mu(members: Members, path: pathlib.Path) -> bool:
     figure, axes = plt.subplots(figsize=(5, 3.4))
     for place, value in enumerate(values):
         ratio, error = change(by_seed(select(layered, mu=value)), by_seed(base))
-        axes.bar(place, 100 * ratio, yerr=100 * error, color="tab:red", capsize=3, width=0.7)
+        axes.bar(place, 100 * ratio, color="tab:red", width=0.7, **whiskers(100 * error))
     axes.axhline(0, color="k", linewidth=0.8)
     axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set_xlabel("mu")
     axes.set_ylabel("LFACT: change of F1 over the RNN (%)")
+    axes.set_title(_seeds(members), fontsize=9)
     return save(figure, path)
 
 
@@ -179,9 +180,11 @@ def size(members: Members, path: pathlib.Path) -> bool:
         trained = lambda kind: np.mean([m["training_rows"] for m in kind])
         points = [(trained(kind), *mean_and_error(by_seed(kind))) for kind in kinds]
         rows, mean, error = np.array(sorted(points)).T
-        axes.errorbar(rows, mean, error, color=color, marker=".", capsize=3, label=label)
+        style = {"color": color, "marker": ".", "label": label}
+        axes.errorbar(rows, mean, error if np.isfinite(error).all() else None, capsize=3, **style)
     axes.set_xlabel("rows trained on")
     axes.set_ylabel("test F1, all instances")
+    axes.set_title(_seeds(members), fontsize=9)
     axes.legend(fontsize="small")
     return save(figure, path)
 
@@ -323,6 +326,14 @@ def _of_common_seeds(members: Members, setting: Callable[[dict], Any]) -> Member
         seeds.setdefault(setting(member), set()).add(member["seed"])
     common = set.intersection(*seeds.values()) if seeds else set()
     return [member for member in members if member["seed"] in common]
+
+
+def _seeds(members: Members) -> str:
+    """How many seeds a figure rests on, and what follows."""
+    seeds = _values(members, "seed")
+    if len(seeds) > 1:
+        return f"{len(seeds)} seeds"
+    return f"seed {seeds[0]} alone: differences of this size are within the noise of seeds"
 
 
 def _first_instance(members: Members) -> Members:

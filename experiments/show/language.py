@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from experiments.show import style
-from experiments.show.style import MODELS, THOUSANDS, mean_and_error, mean_curve, plt, save
+from experiments.show.style import (
+    MODELS,
+    THOUSANDS,
+    mean_and_error,
+    mean_curve,
+    plt,
+    save,
+    whiskers,
+)
 
 
 def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -18,7 +26,8 @@ def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
     figure, axes = plt.subplots(figsize=(4.6, 3.6))
     for place, (model, values) in enumerate(scores.items()):
         mean, error = mean_and_error(values)
-        axes.bar(place, mean, yerr=error, color=MODELS[model][1], alpha=0.75, capsize=4, width=0.65)
+        style = {"color": MODELS[model][1], "alpha": 0.75, "width": 0.65}
+        axes.bar(place, mean, **style, **whiskers(error))
         axes.plot([place] * len(values), values, "k.", markersize=4)
         note = f"{mean:.3f}"
         if model != "rnn" and "rnn" in scores:
@@ -63,14 +72,16 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     if not found or "train" not in found[0]["evaluation"].get("steps_by_step", {}):
         return False
     records = [member["evaluation"]["steps_by_step"] for member in found]
-    figure, panels = plt.subplots(1, len(records[0]), figsize=(12, 2.9), sharey=True)
+    shape = {"figsize": (12, 2.9), "sharey": True, "layout": "constrained"}
+    figure, panels = plt.subplots(1, len(records[0]), **shape)
     for axes, period in zip(panels, records[0], strict=True):
         found = style.by_seed([record[period] for record in records])
         style.layers_panel(axes, found, ("maximum", "90 %", "mean"))
         axes.set_title(period, fontsize=10)
         axes.set_xlabel("character of the window")
     panels[0].set_ylabel(r"$N_t$ of LFACT")
-    panels[0].legend(fontsize="small", loc="center")
+    panels[0].set_ylim(0, 1.15 * panels[0].get_ylim()[1])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return save(figure, path)
 
 

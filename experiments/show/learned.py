@@ -5,17 +5,9 @@ import json
 import pathlib
 from typing import Any
 
+from experiments.learned.figures import NAMES
 from experiments.show import markup
 from experiments.show.papers import PAPERS
-
-NAMES = {
-    "lstm": "LSTM optimizer",
-    "sgd": "SGD",
-    "nag": "Nesterov",
-    "rmsprop": "RMSprop",
-    "adam": "Adam",
-    "adam9": "Adam (.9, .9)",
-}
 
 
 def section(folder: pathlib.Path) -> str:

@@ -9,13 +9,11 @@ import tyro
 
 from experiments.options import require
 from experiments.record import check_file
-from experiments.show import claims, learned, markup, settings, sweeps, tables
+from experiments.show import claims, learned, markup, page, settings, sweeps, tables
 from experiments.show.lookup import Results
 from experiments.show.papers import PAPERS, RESULTS, summaries
 from experiments.show.pool import pooled
 from experiments.task import Task
-
-STYLE = pathlib.Path(__file__).with_name("report.css").read_text()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +35,9 @@ def main(tasks: dict[str, Task], argv: list[str]):
     folders = [options.results / name for name in (*tasks, "learned")]
     allowed = "a folder with a folder a task that holds summaries of sweeps (.json)"
     require(any(any(f.glob("*.json")) for f in folders), "results", allowed, str(options.results))
-    page = build(tasks, options.results)
+    text = build(tasks, options.results)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(page)
+    options.out.write_text(text)
     print(f"report: {options.out}")
 
 
@@ -49,19 +47,14 @@ def build(tasks: dict[str, Task], results: pathlib.Path) -> str:
     Raises:
       ValueError: for a file among the results that is not the summary of a sweep.
     """
-    parts = [PAPERS["about"]]
+    parts = []
     if results.resolve() == RESULTS.resolve():  # of which the claims speak
         parts.append(claims.section(Results(results)))
     for name, task in tasks.items():
         found = summaries(name, results)
         parts.append(task.section(found) if task.section else _section(task, found))
     parts.append(learned.section(results / "learned"))
-    body = "\n".join(parts)
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>actjax: results</title>"
-        "<meta name=viewport content='width=device-width'>"
-        f"<style>\n{STYLE}</style><body>{body}</body></html>\n"
-    )
+    return page.whole("actjax: results", PAPERS["about"], "\n".join(parts))
 
 
 def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
@@ -69,7 +62,9 @@ def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> st
     if not found:
         parts.append(markup.missing(f"python -m experiments sweep {task.name} --results FILE"))
     for path, summary in found:
-        parts.append(markup.heading(path, summary) + markup.table(settings.rows(summary)))
+        parts.append(
+            markup.folded(markup.heading(path, summary), markup.table(settings.rows(summary)))
+        )
     named = [(path.stem, summary) for path, summary in found]
     if tables.table_of(task):
         parts.append(_table(task, named))
@@ -104,13 +99,14 @@ def _figure(figure: sweeps.Figure, found) -> str:
     if figure.says:
         parts.append(markup.note(f"Paper: {figure.says}"))
     drawn = [
-        markup.note(f"Ours, {pool} (preset {summary['config']['preset']}):") + picture
+        markup.captioned(f"Ours, {pool} (preset {summary['config']['preset']})", picture)
         for pool, summary in found
         if (picture := markup.figure(figure.draw, summary))
     ]
     if not drawn and not figure.number:  # nobody waits for it
         return ""
-    return "\n".join(parts + (drawn or ["<p class=missing>Not run.</p>"]))
+    shown = markup.side_by_side(drawn) if drawn else "<p class=missing>Not run.</p>"
+    return "\n".join([*parts, shown])
 
 
 def _budget(name: str, summary: dict[str, Any]) -> str:

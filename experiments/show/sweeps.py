@@ -22,6 +22,7 @@ FIGURES = {
     "difficulty": (graves.difficulty, "ponder and error against difficulty"),
     "sequences": (graves.sequences, "ponder during single sequences"),
     "stretches": (graves.stretches, "ponder, loss and entropy along text"),
+    "kinds": (graves.kinds, "ponder after each kind of byte"),
     "bits": (language.bits, "bits per character by model"),
     "layers": (language.layers, "layers and validation during training"),
     "layers_by_step": (language.layers_by_step, "layers at each character"),
