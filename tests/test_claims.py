@@ -53,7 +53,19 @@ def test_a_claim_without_a_verdict_or_a_file_is_refused(monkeypatch):
 
 def test_numbers_of_ours_are_looked_up_not_typed():
     """No error stands in a text, and no number of three digits or more but sizes of runs."""
-    sizes = {"2,000", "3,000", "6,000", "13,000", "20,000", "400,000", "600", "200", "128", "100"}
+    sizes = {
+        "2,000",
+        "3,000",
+        "6,000",
+        "13,000",
+        "20,000",
+        "400,000",
+        "600",
+        "400",
+        "200",
+        "128",
+        "100",
+    }
     for claim in claims.DATA["claim"]:
         text = BRACES.sub("X", claim.get("ours", ""))
         assert not re.search(r"\d ± |± \d", text), claim["where"]
