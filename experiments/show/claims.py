@@ -74,12 +74,10 @@ def page(tasks: dict[str, Task], folder: pathlib.Path = RESULTS) -> str:
         "sweep": lambda name: _sweep(results, name),
         "kinds": lambda names: _kinds(results, names.split()),
         "rules": lambda names: _rules(results, names.split()),
-        "runs": lambda _: _runs(results),
     }
-    runs = "<!-- runs -->"  # comes last: it lists what the others have looked at
-    head, _, tail = text.partition(runs)
-    shown = lambda part: filled(PLACE.sub(lambda found: kinds[found[1]](found[2]), part), results)
-    return shown(head) + _runs(results) + shown(tail)
+    head, _, tail = text.partition("<!-- runs -->")
+    shown = filled(PLACE.sub(lambda found: kinds[found[1]](found[2]), head), results)
+    return shown + _runs(results) + tail  # the runs of all that has been looked at
 
 
 def section(results: Results) -> str:
