@@ -163,7 +163,7 @@ def test_table_6_1_tells_solved_from_unsolved_and_not_run():
         "diverged": False,
         "mean_ponder_steps": 2.5,
         "smoothed_accuracy": 0.99,
-        "evaluation": {"ponder_steps": 3.0},
+        "evaluation": {"ponder_steps": 3.0, "ponder": 3.6},
     }
     members = [member | {"seed": 0, "solved_at": 7000}, member | {"seed": 1, "solved_at": None}]
     settings = as_json("parity", parity.PRESETS["fojo"])
@@ -176,6 +176,7 @@ def test_table_6_1_tells_solved_from_unsolved_and_not_run():
     rows = compare(members)
     by_model = {row["model"]: row["ours: solved at"] for row in rows}
     assert by_model["ACT-RNN, τ = 0.01"] == "7,000; not in 9,000"
+    assert rows[2]["ours: N - 1 + R at the end"] == "2.600; 2.600"
     assert by_model["RNN"] == "not run"
     longer = [member | {"seed": 1, "solved_at": None, "updates": 40_000}]
     assert compare(longer, members)[2]["ours: solved at"] == "7,000; not in 40,000"

@@ -74,12 +74,10 @@ def page(tasks: dict[str, Task], folder: pathlib.Path = RESULTS) -> str:
         "sweep": lambda name: _sweep(results, name),
         "kinds": lambda names: _kinds(results, names.split()),
         "rules": lambda names: _rules(results, names.split()),
-        "runs": lambda _: _runs(results),
     }
-    runs = "<!-- runs -->"  # comes last: it lists what the others have looked at
-    head, _, tail = text.partition(runs)
-    shown = lambda part: filled(PLACE.sub(lambda found: kinds[found[1]](found[2]), part), results)
-    return shown(head) + _runs(results) + shown(tail)
+    head, _, tail = text.partition("<!-- runs -->")
+    shown = filled(PLACE.sub(lambda found: kinds[found[1]](found[2]), head), results)
+    return shown + _runs(results) + tail  # the runs of all that has been looked at
 
 
 def section(results: Results) -> str:
@@ -100,7 +98,7 @@ def rows(paper: str, results: Results) -> list[dict[str, str]]:
             ours = filled(claim.get("ours", ""), own)
             _check(claim, own)
             results.used += [name for name in own.used if name not in results.used]
-            files = [*own.used, *claim.get("tests", [])]
+            files = [*map(_shown, own.used), *claim.get("tests", [])]
             words = VERDICTS[claim["verdict"]]
             if "needs" in claim:
                 words += f": needs {claim['needs']}"
@@ -108,6 +106,11 @@ def rows(paper: str, results: Results) -> list[dict[str, str]]:
             row |= {"verdict": words, "seeds": _seeds(claim, own), "file": ", ".join(files)}
             found.append(row | {"machine time": _time(own)})
     return found
+
+
+def _shown(name: str) -> str:
+    """A file's name: below the results, or below the repository."""
+    return name.removeprefix("../../")
 
 
 def _check(claim: dict[str, Any], own: Results):
@@ -140,9 +143,7 @@ def _seeds(claim: dict[str, Any], own: Results) -> str:
 def _time(own: Results) -> str:
     """The minutes that a claim's files took together, of all their networks."""
     seconds = sum(_seconds(own.read(name)) for name in own.used)
-    if not own.used:
-        return ""
-    return _minutes(seconds)
+    return _minutes(seconds) if seconds else ""
 
 
 def _seconds(found: dict[str, Any]) -> float:
@@ -150,6 +151,8 @@ def _seconds(found: dict[str, Any]) -> float:
 
 
 def _minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
 
 
@@ -240,7 +243,7 @@ def _runs(results: Results) -> str:
         run = results.read(name)
         versions = run["versions"]
         code = run.get("code", "")
-        row = {"file": f"`{name}.json`", "command": f"`{run['command']}`"}
+        row = {"file": f"`{_shown(name)}.json`", "command": f"`{run['command']}`"}
         row |= {"time": _minutes(_seconds(run)), "device": run["device"]}
         found.append(row | {"jax": versions["jax"], "code": f"`{code}`" if code else ""})
     return _markdown(found)

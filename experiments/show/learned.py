@@ -86,6 +86,18 @@ def halting(result: dict[str, Any]) -> str:
         f"{stops} at a loss of {found['loss_at_halt']:.4f}; after {horizon} it is "
         f"{found['loss_at_horizon']:.4f}. Spearman correlation of the halting step with the "
         f"condition number: {'none' if rank is None else f'{rank:.2f}'}. Loss with the price of "
-        f"the steps: {cost['learned']:.4f}; best constant step {cost['best_constant']:.4f}, oracle "
-        f"{cost['oracle']:.4f}."
+        f"the steps at the head's default threshold: {cost['learned']:.4f}; best constant step "
+        f"{cost['best_constant']:.4f}, oracle {cost['oracle']:.4f}.{_at_thresholds(found)}"
     )
+
+
+def _at_thresholds(found: dict[str, Any]) -> str:
+    """What every rule costs at the threshold that validation problems picked, in words."""
+    if "chosen_on_validation" not in found:
+        return ""
+    rules = found["chosen_on_validation"][0]["rules"]
+    words = {"mass": "the head", "price": "its predicted gain", "gradient_norm": "gradient norm"}
+    words |= {"plateau": "plateau of the loss", "constant": "constant step"}
+    costs = [f"{title} {rules[name]['cost']:.4f}" for name, title in words.items()]
+    error = rules["mass"]["standard_error"]
+    return f" At thresholds chosen on validation: {', '.join(costs)} (each ± {error:.4f})."

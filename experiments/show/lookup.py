@@ -43,6 +43,11 @@ class Results:
             self.used.append(name)
         return _read(self.folder / f"{name}.json")
 
+    def named(self, *patterns: str) -> list[str]:
+        """The names of the files that `patterns`, such as "learned/run_s*", stand for."""
+        paths = [sorted(self.folder.glob(f"{pattern}.json")) for pattern in patterns]
+        return [str(path.relative_to(self.folder).with_suffix("")) for p in paths for path in p]
+
     def members(self, name: str, wanted: list[str]) -> list[dict[str, Any]]:
         """The members of a summary that `wanted`, words such as "tau=0.01", describe, by seed."""
         pairs = [word.partition("=")[::2] for word in wanted]
@@ -175,8 +180,9 @@ def over_seeds(results: Results, name: str, path: str, form: str, *wanted: str) 
 
 
 def over_files(results: Results, path: str, form: str, *names: str) -> str:
-    """Mean ± standard error of one value over files, each a run of another seed."""
-    return spread([at(results.read(name), path) for name in names], form)
+    """Mean ± standard error of one value over files, each a run of another seed; a name may have
+    a * in it."""
+    return spread([at(results.read(name), path) for name in results.named(*names)], form)
 
 
 def less_one(results: Results, name: str, *wanted: str) -> str:

@@ -18,7 +18,7 @@ from experiments import data, options, record, run
 from experiments.data import intraday
 from experiments.evaluation import member as member_of
 from experiments.network import make_core
-from experiments.options import Options, as_json, check_one_process, pick, require
+from experiments.options import ADAPTIVE, Options, as_json, check_one_process, pick, require
 from experiments.show import finance as show
 from experiments.sweep import set_cpu_devices
 from experiments.task import Task, make_layered_objective
@@ -342,7 +342,7 @@ def task_name(chosen: Finance) -> str:
 def name(chosen: Finance) -> str:
     """A short name of model and task, with what differs from the preset's usual comparison."""
     words = [chosen.model, task_name(chosen)]
-    words += [f"tau{chosen.tau:g}"] if chosen.model != "rnn" else []
+    words += [f"tau{chosen.tau:g}"] if chosen.model in ADAPTIVE else []
     words += [f"mu{chosen.mu:g}"] if layer_weight(chosen) else []
     words += [f"train_on{chosen.train_on}"] if chosen.train_on is not None else []
     return "-".join(words)

@@ -38,7 +38,7 @@ def members(
       known: the made series, where the prices are that.
       windows: as of `prices.windows`.
     """
-    classes, lead = len(thresholds) + 1, prices.steps(**windows)[0]
+    classes = len(thresholds) + 1
     counts = np.stack([(instance.train.classes == c).sum(0) for c in range(classes)])
     usual = jnp.asarray(counts.argmax(0))
     borders = instance.mean + np.array(thresholds)[:, None] * instance.deviation
@@ -48,12 +48,11 @@ def members(
         scores = {}
         for period in PERIODS:
             series = getattr(instance, period)
-            places = getattr(split, period)
-            first = places.start - (0 if period == "train" else lead)
+            last = getattr(split, period).stop
             picked = _picked(series, **windows)
             batch = prices.windows(series, picked, **windows)
             if name == "knowing":
-                own = Series(series.inputs, jnp.asarray(best[first : places.stop]))
+                own = Series(series.inputs, jnp.asarray(best[last - len(series.classes) : last]))
                 predictions = prices.windows(own, picked, **windows).targets
             else:
                 predictions = _forecast(name, series, picked, usual, classes, **windows)
