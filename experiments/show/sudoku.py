@@ -97,7 +97,7 @@ def table(members: Members) -> list[dict[str, str]]:
         groups.setdefault((one["preset"], one["size"], one["model"]), []).append(one)
     for (preset, size, model), runs in groups.items():
         found = [one["evaluation"] for one in runs]
-        over = lambda name, digits, found=found: plus_minus([e[name] for e in found], digits)
+        share = lambda name, found=found: plus_minus([100 * e[name] for e in found], 2) + " %"
         done, planned = runs[0]["updates"], runs[0]["planned"]
         part = f" of {planned:,}" if done < planned else ""
         rows.append(
@@ -107,9 +107,9 @@ def table(members: Members) -> list[dict[str, str]]:
                 "seeds": str(len(runs)),
                 "updates": f"{done:,}{part}",
                 "minutes": f"{np.mean([one['wall_time_seconds'] for one in runs]) / 60:.0f}",
-                f"solved in {runs[0]['max_steps']} steps": over("accuracy_always", 4),
-                "solved, stopped early": over("accuracy", 4),
-                "in steps": over("steps", 2),
+                f"solved in {runs[0]['max_steps']} steps": share("accuracy_always"),
+                "solved, stopped early": share("accuracy"),
+                "in steps": plus_minus([e["steps"] for e in found], 2),
             }
         )
     return rows
