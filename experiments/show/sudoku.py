@@ -22,14 +22,15 @@ Members = list[dict[str, Any]]  # of which each is a run: "model", "evaluation",
 def member(folder: pathlib.Path) -> dict[str, Any]:
     """What the files in the folder of a run say, as summaries hold it."""
     summary, rows = read_json(folder / "summary.json"), read_metrics(folder / "metrics.jsonl")
-    config = summary["config"]
+    config, example = summary["config"], read_json(folder / "example.json")
     return {
         **{name: summary[name] for name in ("model", "seed", "parameters", "wall_time_seconds")},
-        **{name: config[name] for name in ("preset", "size", "max_steps")},
+        **{name: config[name] for name in ("preset", "max_steps")},
+        "size": math.isqrt(len(example["board"])),  # a file of one's own may have another
         "updates": summary["steps"],
         "planned": summary["planned_steps"],
         "evaluation": read_json(folder / "evaluation.json"),
-        "example": read_json(folder / "example.json"),
+        "example": example,
         "curve": curve(rows),
     }
 
