@@ -189,11 +189,19 @@ def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats)
                 "same_answers": float((answers == expected[0]).all(1).mean()),
                 "same_steps": float((np.asarray(taken) == expected[1]).mean()),
             }
+            | ({"wait": wait(steps, size)} if name == WHOLE else {})
         )
     rounds = [[_timed(call)[0] for call in calls] for _ in range(repeats)]
     for row, least in zip(rows, np.min(rounds, axis=0), strict=True):
         row["puzzles_per_second"] = len(boards) / float(least)
     return rows
+
+
+def wait(steps: np.ndarray, size: int) -> float:
+    """Steps of the slowest board of a batch over those of a board, both in the mean: what lanes can
+    gain over whole batches, if a row of either costs the same."""
+    whole = len(steps) // size * size
+    return float(steps[:whole].reshape(-1, size).max(1).mean() / steps.mean())
 
 
 def measure_training(options, puzzles: Puzzles, *, compiled: bool, rounds=4, **timing) -> list:
