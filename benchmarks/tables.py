@@ -269,7 +269,17 @@ def recursive(results: dict) -> str:
         cells += f"{best['solved']:.2%}", f"{same:.2%}"
         lines.append("| " + " | ".join(cells) + " |")
     found = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items())
-    lines.append(f"\nEach at its best size, {found}.")
+    speed = {(row["way"], row["size"]): row["puzzles_per_second"] for row in results["rows"]}
+    gains = ", ".join(
+        f"{row['size']}: {speed['lanes', row['size']] / row['puzzles_per_second']:.2f} of "
+        f"{row['wait']:.2f}"
+        for row in results["rows"]
+        if "wait" in row
+    )
+    lines.append(
+        f"\nEach at its best size, {found}. Lanes over batches of as many, of the steps of a "
+        f"batch's slowest board over the mean, which is all there is to gain: {gains}."
+    )
     lines += ["\n| an update of deep supervision | ms | over actjax |", "|" + "---|" * 3]
     for row in results["training"]:
         cells = row["contender"], short(row["ms"]), f"{row['over_actjax']:.2f}"

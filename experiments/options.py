@@ -188,7 +188,8 @@ def check(options: Options):
         allowed = "0 where a ponder budget moves tau"
         require(options.tau_warmup == 0, "tau_warmup", allowed, options.tau_warmup)
         held, most = options.ponder_budget, options.max_steps + 1
-        allowed = f"None for {options.model}, which has no ponder cost to hold"
+        nothing = "ponder cost" if options.model in ADAPTIVE else "halting"
+        allowed = f"None for {options.model}, which has no {nothing} to hold"
         require(options.model in BUDGETED, "ponder_budget", allowed, held)
         allowed = f"above 2, the cost of one step, and below max_steps + 1 = {most}"
         require(budget.ONE_STEP < held < most, "ponder_budget", allowed, held)

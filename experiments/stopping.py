@@ -89,7 +89,8 @@ def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any
     Returns:
       "accuracy_always", "accuracy" (stopped early), "steps" and their standard errors, "level";
       "by_steps_allowed", the accuracy at n = 1 .. M steps always; "by_level", accuracy and steps
-      at every level; "by_difficulty", steps and error by number of holes.
+      at every level; "by_difficulty", by number of holes: steps and error, and the error if all
+      stopped after their first step.
     """
     level = choose(validation)
     right, steps = early(test, level)
@@ -113,6 +114,7 @@ def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any
                 "boards": int(rows.sum()),
                 **_with_error("steps", steps[rows]),
                 **_with_error("error", ~right[rows]),
+                **_with_error("error_of_one_step", ~test.right[0, rows]),
             }
             for count, rows in groups.items()
         ],

@@ -1,5 +1,6 @@
 """The figures of Sudoku: of one run, from the files in its folder, or of all summaries together."""
 
+import functools
 import math
 import pathlib
 import tempfile
@@ -11,7 +12,7 @@ import numpy as np
 from actjax.tasks.sudoku import BOXES
 from actjax.training import read_metrics
 from experiments.record import read_json
-from experiments.show import figures, markup
+from experiments.show import markup
 from experiments.show.style import THOUSANDS, plt, plus_minus, save
 
 CURVE_POINTS = 200
@@ -21,14 +22,15 @@ Members = list[dict[str, Any]]  # of which each is a run: "model", "evaluation",
 def member(folder: pathlib.Path) -> dict[str, Any]:
     """What the files in the folder of a run say, as summaries hold it."""
     summary, rows = read_json(folder / "summary.json"), read_metrics(folder / "metrics.jsonl")
-    config = summary["config"]
+    config, example = summary["config"], read_json(folder / "example.json")
     return {
         **{name: summary[name] for name in ("model", "seed", "parameters", "wall_time_seconds")},
-        **{name: config[name] for name in ("preset", "size", "max_steps")},
+        **{name: config[name] for name in ("preset", "max_steps")},
+        "size": math.isqrt(len(example["board"])),  # a file of one's own may have another
         "updates": summary["steps"],
         "planned": summary["planned_steps"],
         "evaluation": read_json(folder / "evaluation.json"),
-        "example": read_json(folder / "example.json"),
+        "example": example,
         "curve": curve(rows),
     }
 
@@ -96,7 +98,7 @@ def table(members: Members) -> list[dict[str, str]]:
         groups.setdefault((one["preset"], one["size"], one["model"]), []).append(one)
     for (preset, size, model), runs in groups.items():
         found = [one["evaluation"] for one in runs]
-        over = lambda name, digits, found=found: plus_minus([e[name] for e in found], digits)
+        share = lambda name, found=found: plus_minus([100 * e[name] for e in found], 2) + " %"
         done, planned = runs[0]["updates"], runs[0]["planned"]
         part = f" of {planned:,}" if done < planned else ""
         rows.append(
@@ -106,9 +108,9 @@ def table(members: Members) -> list[dict[str, str]]:
                 "seeds": str(len(runs)),
                 "updates": f"{done:,}{part}",
                 "minutes": f"{np.mean([one['wall_time_seconds'] for one in runs]) / 60:.0f}",
-                f"solved in {runs[0]['max_steps']} steps": over("accuracy_always", 4),
-                "solved, stopped early": over("accuracy", 4),
-                "in steps": over("steps", 2),
+                f"solved in {runs[0]['max_steps']} steps": share("accuracy_always"),
+                "solved, stopped early": share("accuracy"),
+                "in steps": plus_minus([e["steps"] for e in found], 2),
             }
         )
     return rows
@@ -135,24 +137,51 @@ def curves(runs: dict[str, Members], path: pathlib.Path):
 
 
 def difficulty(runs: dict[str, Members], path: pathlib.Path):
-    """Steps and error of boards stopped early, by their holes."""
-    rows = {
-        label: [one["evaluation"]["by_difficulty"] for one in members]
-        for label, members in runs.items()
-    }
-    figures.difficulty(rows, path, unit="holes of the board")
+    """Steps of boards stopped early by their holes, and those not solved, then and in one step."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4))
+    for color, (label, members) in _colored(runs):
+        for number, one in enumerate(members):
+            rows = one["evaluation"]["by_difficulty"]
+            draw = functools.partial(_with_spread, rows=rows, color=color, faint=number > 0)
+            draw(left, "steps", label=label, style="-")
+            draw(right, "error_of_one_step", label=f"{label}, after one step", style="--")
+            draw(right, "error", label=f"{label}, stopped early", style="-")
+    for axes, name in ((left, "steps until stopped"), (right, "test boards not solved")):
+        axes.set_xlabel("holes of the board")
+        axes.set_ylabel(name)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="small", loc="upper left")
+    left.set_ylim(bottom=0)
+    right.set_ylim(bottom=-0.02)
+    right.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    save(figure, path, dpi=120)
+
+
+def _with_spread(axes, key: str, *, rows, color, faint: bool, label: str, style: str):
+    """Means by difficulty, with their standard errors unless `faint`."""
+    x, y, spread = (
+        np.array([row[name] for row in rows], float)
+        for name in ("difficulty", key, f"{key}_standard_error")
+    )
+    if faint:
+        axes.plot(x, y, style, color=color, alpha=0.4, linewidth=1)
+        return
+    axes.plot(x, y, style, color=color, label=label)
+    axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
 
 
 def allowed(runs: dict[str, Members], path: pathlib.Path):
     """Boards left unsolved by steps allowed, beside stopping early at every level and at the chosen
     one."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4))
-    most = 1
+    most, floor = 1, 1.0  # at which stands what was solved whole
     for color, (label, members) in _colored(runs):
         for number, one in enumerate(members):
             found, name = one["evaluation"], f"{label}: " if len(runs) > 1 else ""
             always, levels = found["by_steps_allowed"], found["by_level"]
             most, least = max(most, len(always)), 0.5 / found["boards"]
+            floor = min(floor, least)
             say = lambda text, number=number, name=name: None if number else name + text
             wrong = lambda right, least=least: np.maximum(1 - np.asarray(right), least)
             line = {"color": color, "alpha": 1 if number == 0 else 0.45}
@@ -167,8 +196,9 @@ def allowed(runs: dict[str, Members], path: pathlib.Path):
     ticks = [2**n for n in range(8) if 2**n <= most]
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
-    percent = matplotlib.ticker.PercentFormatter(1, decimals=None)
-    axes.yaxis.set_major_formatter(percent)
+    shares = [10.0**-n for n in range(6) if 10.0**-n > 1.5 * floor]
+    axes.set_yticks([*shares, floor], [*(f"{100 * share:g} %" for share in shares), "none"])
+    axes.set_ylim(bottom=0.7 * floor)
     axes.set_xlabel("mean steps a board")
     axes.set_ylabel("test boards not solved")
     axes.grid(alpha=0.25)
@@ -181,7 +211,7 @@ def solved(piece: dict[str, Any], path: pathlib.Path, *, most: int = 6):
     answers, board, solution = (np.array(piece[n]) for n in ("answers", "board", "solution"))
     size = math.isqrt(len(board))
     shown = np.unique(np.linspace(0, len(answers) - 1, min(most, len(answers))).round().astype(int))
-    figure, panels = plt.subplots(1, len(shown) + 1, figsize=(2.1 * len(shown) + 2.1, 2.7))
+    figure, panels = plt.subplots(1, len(shown) + 1, figsize=(2.1 * len(shown) + 2.1, 2.55))
     right = (answers == solution)[:, board == 0].sum(1)
     titles = [f"puzzle, {(board == 0).sum()} holes"]
     titles += [f"step {n + 1}: {right[n]} right\nq = {piece['confidence'][n]:.1f}" for n in shown]
