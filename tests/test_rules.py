@@ -36,7 +36,7 @@ class Doubling:
     def update(self, registers, n, halt, last):
         left = registers["left"]
         weight = jnp.where(last, left, left * halt**2)
-        both = registers["both"] + jnp.stack([weight * n, jnp.log(halt)], 1)
+        both = registers["both"] + jnp.stack([weight * n.astype(weight.dtype), jnp.log(halt)], 1)
         return {"left": left - weight, "both": both}, weight, both
 
 
