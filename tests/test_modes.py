@@ -13,7 +13,7 @@ from flax import nnx
 
 import actjax
 from actjax import losses, training
-from actjax.tasks import addition, logic, parity, sort, text
+from actjax.tasks import addition, logic, parity, sort, sudoku, text
 from tests.conftest import MODES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -170,6 +170,21 @@ def everything_else():
 def test_losses_budgets_and_tasks(mode):
     with MODES[mode]():
         jax.eval_shape(everything_else)
+
+
+@pytest.mark.parametrize("task", [addition, logic, parity, sort, text, sudoku])
+def test_a_batch_is_the_same_under_x64(task):
+    options = {
+        text: {"text": np.arange(100, dtype=np.uint8), "window": 5},
+        sudoku: {"puzzles": sudoku.Puzzles(np.eye(2, 16, dtype=int), np.ones((2, 16), int))},
+    }.get(task, {})
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            found.append(jax.jit(lambda key: task.sample(key, B, **options))(KEY))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
 
 
 def trained():

@@ -65,12 +65,14 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
     check_positive("batch_size", batch_size)
     check_puzzles(puzzles)
     pick_key, symmetry_key, digit_key = jax.random.split(key, 3)
-    index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards))
+    index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards), jnp.int32)
     boards = jnp.asarray(puzzles.boards)[index].astype(jnp.int32)
     solutions = jnp.asarray(puzzles.solutions)[index].astype(jnp.int32)
     if augment:
         cells = draw_symmetries(symmetry_key, batch_size, puzzles.size)
-        names = jax.random.uniform(digit_key, (batch_size, puzzles.size)).argsort(1) + 1
+        names = (
+            jax.random.uniform(digit_key, (batch_size, puzzles.size), jnp.float32).argsort(1) + 1
+        )
         names = jnp.pad(names, ((0, 0), (1, 0)))  # a hole stays one
         rename = lambda digits: jnp.take_along_axis(
             names, jnp.take_along_axis(digits, cells, axis=1), axis=1
@@ -114,8 +116,8 @@ def draw_symmetries(key: Array, count: int, size: int) -> Array:
 def _draw_lines(key: Array, count: int, size: int, band: int) -> Array:
     """Random orders of lines that keep bands of `band` together: int32 [count, size]."""
     band_key, line_key = jax.random.split(key)
-    bands = jax.random.uniform(band_key, (count, size // band)).argsort(1)
-    inner = jax.random.uniform(line_key, (count, size // band, band)).argsort(2)
+    bands = jax.random.uniform(band_key, (count, size // band), jnp.float32).argsort(1)
+    inner = jax.random.uniform(line_key, (count, size // band, band), jnp.float32).argsort(2)
     return (bands[:, :, None] * band + inner).reshape(count, size)
 
 
