@@ -175,7 +175,7 @@ def test_losses_budgets_and_tasks(mode):
 @pytest.mark.parametrize("task", [addition, logic, parity, sort, text, sudoku])
 def test_a_batch_is_the_same_under_x64(task):
     options = {
-        text: {"text": np.arange(100, dtype=np.uint8), "window": 5},
+        text: {"text": jnp.arange(100, dtype=jnp.uint8), "window": 5},
         sudoku: {"puzzles": sudoku.Puzzles(np.eye(2, 16, dtype=int), np.ones((2, 16), int))},
     }.get(task, {})
     found = []

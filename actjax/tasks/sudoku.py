@@ -108,7 +108,7 @@ def draw_symmetries(key: Array, count: int, size: int) -> Array:
     columns = _draw_lines(column_key, count, size, width)[:, None, :]
     cells = lines * size + columns
     if height == width:
-        mirrored = jax.random.bernoulli(mirror_key, shape=(count, 1, 1))
+        mirrored = jax.random.bernoulli(mirror_key, jnp.float32(0.5), (count, 1, 1))
         cells = jnp.where(mirrored, cells.swapaxes(1, 2), cells)
     return cells.reshape(count, size * size)
 
@@ -118,7 +118,7 @@ def _draw_lines(key: Array, count: int, size: int, band: int) -> Array:
     band_key, line_key = jax.random.split(key)
     bands = jax.random.uniform(band_key, (count, size // band), jnp.float32).argsort(1)
     inner = jax.random.uniform(line_key, (count, size // band, band), jnp.float32).argsort(2)
-    return (bands[:, :, None] * band + inner).reshape(count, size)
+    return (bands[:, :, None] * band + inner).reshape(count, size).astype(jnp.int32)
 
 
 def units(size: int) -> Array:
@@ -129,7 +129,7 @@ def units(size: int) -> Array:
       [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     """
     height, width = BOXES[size]
-    row, column = jnp.divmod(jnp.arange(size * size), size)
+    row, column = jnp.divmod(jnp.arange(size * size, dtype=jnp.int32), size)
     return jnp.stack([row, column, row // height * (size // width) + column // width])
 
 
