@@ -208,7 +208,7 @@ def global_features(loss, previous_loss, gradient_norm, count) -> jax.Array:
     """
     change = jnp.where(count == 1, 0, loss - previous_loss)
     norm = log_sign(gradient_norm)[:1]
-    time = jnp.log1p(count.astype(jnp.float32)) / 5
+    time = (jnp.log1p(count.astype(jnp.float32)) / 5).astype(norm.dtype)
     return jnp.concatenate([log_sign(loss), log_sign(change), norm, time[None]])
 
 
