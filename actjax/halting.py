@@ -395,6 +395,6 @@ def _weights_step_by_step(halts: jax.Array, rule: Rule) -> HaltingWeights:
     carry = rule.start(zero), zero.astype(jnp.int32), zero == 0
     _, (weights, running) = lax.scan(one_step, carry, rows.T)
     steps = running.sum(0, dtype=jnp.int32)
-    remainder = jnp.take_along_axis(weights, steps[None] - 1, axis=0)
+    remainder = jnp.take_along_axis(weights, steps[None] - 1, axis=0)[0]
     by_row = lambda leaf: leaf.reshape(*halts.shape[:-1], *leaf.shape[1:])
     return HaltingWeights(*map(by_row, (weights.T, steps, remainder)))
