@@ -84,8 +84,8 @@ def step(w, state, x, first):
     h = jnp.tanh(
         x @ w["kernel"]
         + h @ w["recurrent"]
-        + w["bias"]
-        + first[:, None].astype(x.dtype) * w["flag"]
+        + w["bias"][None]
+        + first[:, None].astype(x.dtype) * w["flag"][None]
     )
     return (h, (h * h).sum(-1)), jax.nn.sigmoid(h @ w["halt"] + w["halt_bias"])
 
