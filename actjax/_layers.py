@@ -44,4 +44,4 @@ class Layers(NamedTuple):
     def present(self) -> jax.Array:
         """Which layers there are, bool ``[..., L]``."""
         limit = jax.tree.leaves(self.states)[0].shape[self.count.ndim]
-        return jnp.arange(limit) < self.count[..., None]
+        return jnp.arange(limit, dtype=self.count.dtype) < self.count[..., None]

@@ -372,7 +372,7 @@ def halting_weights(
         return _weights_step_by_step(halts, rule)
     totals = jnp.cumsum(halts, axis=-1)
     before = jnp.concatenate([jnp.zeros_like(totals[..., :1]), totals[..., :-1]], axis=-1)
-    n = jnp.arange(1, halts.shape[-1] + 1).reshape((1,) * (halts.ndim - 1) + (-1,))
+    n = lax.broadcasted_iota(jnp.int32, halts.shape, halts.ndim - 1) + 1
     weights, last = halting_step(halts, before, n, max_steps=halts.shape[-1], epsilon=rule.epsilon)
     steps = jnp.argmax(last, axis=-1).astype(jnp.int32) + 1
     weights = jnp.where(n <= steps[..., None], weights, 0)
@@ -395,6 +395,6 @@ def _weights_step_by_step(halts: jax.Array, rule: Rule) -> HaltingWeights:
     carry = rule.start(zero), zero.astype(jnp.int32), zero == 0
     _, (weights, running) = lax.scan(one_step, carry, rows.T)
     steps = running.sum(0, dtype=jnp.int32)
-    remainder = jnp.take_along_axis(weights, steps[None] - 1, axis=0)
+    remainder = jnp.take_along_axis(weights, steps[None] - 1, axis=0)[0]
     by_row = lambda leaf: leaf.reshape(*halts.shape[:-1], *leaf.shape[1:])
     return HaltingWeights(*map(by_row, (weights.T, steps, remainder)))

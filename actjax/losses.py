@@ -191,7 +191,7 @@ def f1(counts: Array) -> Array:
       0.6667
     """
     right = jnp.diagonal(counts, axis1=-2, axis2=-1)
-    seen = counts.sum(-1) + counts.sum(-2)  # 2 TP + FP + FN
+    seen = counts.sum(-1, dtype=counts.dtype) + counts.sum(-2, dtype=counts.dtype)  # 2 TP + FP + FN
     scores = 2 * right / jnp.maximum(seen, 1)
     return scores.sum(-1) / _count(seen > 0, scores, axis=-1)
 
@@ -238,4 +238,5 @@ def _count(mask: Array, like: Array, axis: int | None = None) -> Array:
 def _steps_mask(values: Array, lengths: Array | None) -> Array:
     if lengths is None:
         return jnp.ones_like(values, bool)
-    return jnp.arange(values.shape[1])[None] < jnp.asarray(lengths)[:, None]
+    lengths = jnp.asarray(lengths)
+    return jnp.arange(values.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]

@@ -47,7 +47,7 @@ def plain_converging(w, x, tolerance, distance):
     for row in x:
         h, n, apart = jnp.zeros_like(row)[None], 0, np.inf
         while n < 20 and (n < 2 or apart >= tolerance):
-            new = jnp.tanh(h @ w + row)
+            new = jnp.tanh(h @ w + row[None])
             apart, h, n = constant(distance([new], [h])[0]), new, n + 1
         results.append(h[0])
         taken.append(n)
@@ -161,7 +161,7 @@ def test_a_universal_transformer_is_a_plain_loop(float64, plain, halt, rule, opt
     assert len(set(taken[0]) if halt == "positions" else set(taken[:, 0])) > 1
 
     def loss(model):
-        present = jnp.arange(S) < jnp.array(LENGTHS)[:, None]
+        present = jnp.arange(S)[None] < jnp.array(LENGTHS)[:, None]
         x = jnp.where(present[..., None], 3 * normal(B, S, D), jnp.nan)  # what pads is not read
         outputs, ponder = model(x, lengths=jnp.array(LENGTHS))
         kl = ponder.extra["kl"] if rule == "pondernet" else jnp.zeros(())

@@ -116,9 +116,13 @@ def test_refusals(tmp_path):
         *(
             (
                 lambda odd=odd: save(path, odd),
-                "learned must be made of the library's own .* got Mine",
+                "learned must be made of the library's own .* got M",
             )
-            for odd in (mine, GroupedLSTM([mine, lstm()], (3,)), LearnedOptimizer(lstm(), my_head))
+            for odd in (
+                mine,
+                GroupedLSTM([mine, lstm()], (2, 3)),
+                LearnedOptimizer(lstm(), my_head),
+            )
         ),
         (lambda: save(path, half), "learned must hold float32 or float64 weights, got bfloat16"),
     ):

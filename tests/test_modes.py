@@ -13,7 +13,7 @@ from flax import nnx
 
 import actjax
 from actjax import losses, training
-from actjax.tasks import addition, logic, parity, sort, text
+from actjax.tasks import addition, logic, parity, sort, sudoku, text
 from tests.conftest import MODES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,7 +30,8 @@ def step(params, state, x, *rest):
 
 def network(make, loop="while", **options):
     def loss(model):
-        _, outputs, ponder = model(jnp.ones((B, T, D), model.dtype), lengths=jnp.array(LENGTHS))
+        xs = jnp.ones((B, T, D), model.dtype or jnp.float32)
+        _, outputs, ponder = model(xs, lengths=jnp.array(LENGTHS))
         cost = losses.ponder_cost(ponder.cost, jnp.array(LENGTHS), over_time="mean").mean()
         return outputs.astype(jnp.float32).sum() + cost.astype(jnp.float32)
 
@@ -51,7 +52,7 @@ def lfact(**options):
 
 def seq2seq(loop):
     def loss(model):
-        decoded = model(jnp.ones((B, T, D)), steps=2, lengths=jnp.array([4, 1, 2]))
+        decoded = model(jnp.ones((B, T, D), jnp.float32), steps=2, lengths=jnp.array([4, 1, 2]))
         return decoded.outputs.sum() + decoded.ponder.cost.sum()
 
     def make():
@@ -75,7 +76,7 @@ def functions(loop):
 
 def others(loop):
     """The networks that halt by other rules or in other places."""
-    xs, lengths = jnp.ones((B, T, 8)), jnp.array([4, 1, 2])
+    xs, lengths = jnp.ones((B, T, 8), jnp.float32), jnp.array([4, 1, 2])
     squares = lambda _, outputs, x: ((outputs - x[:, :H]) ** 2).sum(-1)
 
     def loss(models):
@@ -122,10 +123,7 @@ CASES |= {
     "repeat": network(actjax.Repeat, repeats=2),
     "rnn-bf16": network(actjax.RNN, dtype=jnp.bfloat16),
 }
-FLOAT64 = pytest.mark.not_in("strict", "nothing promotes float32 weights to float64")
-TRACED = [
-    pytest.param(mode, marks=FLOAT64 if mode == "x64" else ()) for mode in MODES if mode != "nans"
-]
+TRACED = [mode for mode in MODES if mode != "nans"]
 
 
 @pytest.mark.parametrize("mode", TRACED)
@@ -174,10 +172,25 @@ def test_losses_budgets_and_tasks(mode):
         jax.eval_shape(everything_else)
 
 
+@pytest.mark.parametrize("task", [addition, logic, parity, sort, text, sudoku])
+def test_a_batch_is_the_same_under_x64(task):
+    options = {
+        text: {"text": jnp.arange(100, dtype=jnp.uint8), "window": 5},
+        sudoku: {"puzzles": sudoku.Puzzles(np.eye(2, 16, dtype=int), np.ones((2, 16), int))},
+    }.get(task, {})
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            found.append(jax.jit(lambda key: task.sample(key, B, **options))(KEY))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+
+
 def trained():
     """Updates by steps that keep the best and the average, and in recycled lanes."""
     optimizer = optax.adamw(0.1)
-    xs = lambda key, data=(): jax.random.normal(key, (B, D))
+    xs = lambda key, data=(): jax.random.normal(key, (B, D), jnp.float32)
     model = nnx.Linear(D, D, rngs=nnx.Rngs(0))
     step = training.make_train_step(xs, lambda m, x: ((m(x) ** 2).mean(), {}), optimizer)
     step = training.keep_best(step, lambda m, data: -(m.kernel[...] ** 2).sum(), every=2)

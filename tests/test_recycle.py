@@ -49,7 +49,7 @@ WRONG = {
         "loss_fn must return (loss, (carried, done, metrics)) with a dict of metrics, got",
     ),
     "done-dtype": (
-        lambda: run(with_parts(lambda y, done, metrics: (y, 1.0 * done, metrics))),
+        lambda: run(with_parts(lambda y, done, metrics: (y, done.astype(jnp.float32), metrics))),
         "done of loss_fn must be bools of shape (8,), one a lane, got shape (8,) of float32",
     ),
     "done-shape": (

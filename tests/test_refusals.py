@@ -113,7 +113,7 @@ def recursive(network, gradient):
 
 def kernels(weight):
     model = actjax.ACT(3, 4, max_steps=2, loop="kernel", rngs=nnx.Rngs(0))
-    return model(weight * X)[1].sum()
+    return model((weight * X).astype(jnp.float32))[1].sum()
 
 
 UNROLL = [
@@ -175,7 +175,7 @@ returning = lambda *results: types.SimpleNamespace(
     decide=lambda registers, n, halt: halt > 0.5,
     update=lambda registers, n, halt, last: results[0] if len(results) == 1 else results,
 )
-ROW = jnp.zeros(2)
+ROW = jnp.zeros(2, jnp.float32)
 RULES = [
     (
         "rule",

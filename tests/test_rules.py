@@ -36,7 +36,7 @@ class Doubling:
     def update(self, registers, n, halt, last):
         left = registers["left"]
         weight = jnp.where(last, left, left * halt**2)
-        both = registers["both"] + jnp.stack([weight * n, jnp.log(halt)], 1)
+        both = registers["both"] + jnp.stack([weight * n.astype(weight.dtype), jnp.log(halt)], 1)
         return {"left": left - weight, "both": both}, weight, both
 
 
@@ -84,8 +84,8 @@ def step(w, state, x, first):
     h = jnp.tanh(
         x @ w["kernel"]
         + h @ w["recurrent"]
-        + w["bias"]
-        + first[:, None].astype(x.dtype) * w["flag"]
+        + w["bias"][None]
+        + first[:, None].astype(x.dtype) * w["flag"][None]
     )
     return (h, (h * h).sum(-1)), jax.nn.sigmoid(h @ w["halt"] + w["halt_bias"])
 

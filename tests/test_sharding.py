@@ -221,12 +221,13 @@ def cases(loop):
     yield partial(of_functions, loop=loop), np.eye(2, 4, dtype=np.float32), loop == "while"
     yield of_model, actjax.Repeat(4, 6, repeats=2, rngs=rngs()), False
     yield of_model, actjax.RNN(4, 6, rngs=rngs()), True
-    universal = actjax.UniversalTransformer(8, 2, max_steps=3, loop=loop, rngs=rngs())
-    yield of_positions, universal, loop == "while"
-    yield expected, actjax.PonderNet(4, 6, max_steps=3, loop=loop, rngs=rngs()), False
 
-kernels = of_model, act(loop="kernel", cell=nnx.SimpleCell), True
-for loss, params, compare in [*cases("while"), *cases("scan"), kernels]:
+others = [
+    (of_positions, actjax.UniversalTransformer(8, 2, max_steps=3, rngs=rngs()), True),
+    (expected, actjax.PonderNet(4, 6, max_steps=3, rngs=rngs()), False),
+    (of_model, act(loop="kernel", cell=nnx.SimpleCell), True),
+]
+for loss, params, compare in [*cases("while"), *cases("scan"), *others]:
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     spread = jax.device_put((xs, lengths), rows)
     run.trace(params, *spread)  # the parameters on no mesh, as in a plain call

@@ -107,7 +107,7 @@ def test_what_cannot_be_streamed_is_refused():
     with pytest.raises(ValueError, match=r"shape \[time, 3\].*got \(2, 4\) at place 1"):
         actjax.stream_batch(MODELS["act"], [SEQUENCES[0], np.ones((2, 4))])
     with pytest.raises(ValueError, match="dtype of the first, int32, got float32 at place 1"):
-        actjax.stream_batch(MODELS["act"], [np.ones((2, 3), int), SEQUENCES[0]])
+        actjax.stream_batch(MODELS["act"], [np.ones((2, 3), np.int32), SEQUENCES[0]])
     with pytest.raises(ValueError, match=r"at least one input, got \(0, 3\) at place 1"):
         actjax.stream_batch(MODELS["act"], [SEQUENCES[0], np.ones((0, 3))], lanes=2, chunk=4)
 

@@ -66,7 +66,7 @@ def _filled(_, rows):
     xs, lengths = rows
 
     def filled(leaf, last):
-        live = jnp.arange(leaf.shape[1])[None] < lengths[:, None]
+        live = jnp.arange(leaf.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
         live = live.reshape(live.shape + (1,) * (leaf.ndim - 2))
         last = lax.stop_gradient(last) if is_float(leaf) else last
         return jnp.where(live, leaf, last[:, None])

@@ -187,4 +187,4 @@ def _live(lengths, batch, time):
     """Which inputs are real, bool ``[T, B]``."""
     if lengths is None:
         return jnp.ones((time, batch), bool)
-    return jnp.arange(time)[:, None] < lengths[None, :]
+    return jnp.arange(time, dtype=lengths.dtype)[:, None] < lengths[None, :]

@@ -194,7 +194,9 @@ class Head(nnx.Module):
 
     def __call__(self, pooled: jax.Array, features: jax.Array | None) -> jax.Array:
         """Scores [B] from the mean hidden state [hidden, B] and `global_features` [F, B]."""
-        x = jnp.concatenate([pooled, jnp.asarray(features)]) if self.see_globals else pooled
+        x = pooled.astype(self.kernel[...].dtype)
+        if self.see_globals:
+            x = jnp.concatenate([x, jnp.asarray(features, x.dtype)])
         if self.inner is not None and self.inner_bias is not None:
             x = jnp.tanh(self.inner[...] @ x + self.inner_bias[...])
         return self.kernel[...] @ x + self.bias[...]
@@ -209,7 +211,9 @@ def global_features(loss, previous_loss, gradient_norm, count) -> jax.Array:
     change = jnp.where(count == 1, 0, loss - previous_loss)
     norm = log_sign(gradient_norm)[:1]
     time = jnp.log1p(count.astype(jnp.float32)) / 5
-    return jnp.concatenate([log_sign(loss), log_sign(change), norm, time[None]])
+    found = log_sign(loss), log_sign(change), norm, time[None]
+    widest = max((part.dtype for part in found), key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([part.astype(widest) for part in found])
 
 
 def make_posterior(kind: str, prior: HorizonPrior, *, kl_weight: float, time_penalty: float = 1e-3):

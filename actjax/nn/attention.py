@@ -74,7 +74,7 @@ def _attend_masked(leaf, attention, query, layer, states, count):
     query = attention.query[None] * query + attention.bias[None]
     hidden = jax.nn.sigmoid(query[:, None] + attention.key[None, None] * states[leaf])
     beta = ((layer @ attention.score)[:, None] * hidden).sum(-1)
-    seen = jnp.arange(beta.shape[1])[None] < count[:, None]
+    seen = jnp.arange(beta.shape[1], dtype=count.dtype)[None] < count[:, None]
     beta = jnp.where(seen, beta.astype(halting_dtype(beta.dtype)), -jnp.inf)
     alpha = jax.nn.softmax(beta, axis=-1)
     mean = lambda s: jnp.einsum("rl,rl...->r...", alpha.astype(s.dtype), s)

@@ -156,8 +156,8 @@ class Seq2Seq(nnx.Module):
             state, _, ponder = self.encoder(xs, **noise)
             return state, xs[:, -1], ponder
         given, lengths = lengths, check_lengths(lengths, *xs.shape[:2])
-        if not isinstance(given, jax.core.Tracer) and np.min(given) < 1:
-            raise ValueError(f"lengths must be at least 1 to decode from, got {np.min(given)}.")
+        if not isinstance(given, jax.core.Tracer) and (least := np.asarray(given).min()) < 1:
+            raise ValueError(f"lengths must be at least 1 to decode from, got {least}.")
         state, _, ponder = self.encoder(xs, lengths=lengths, **noise)
         return state, last_inputs(xs, lengths), ponder
 

@@ -160,7 +160,8 @@ class UniversalTransformer(nnx.Module):
         if lengths is None:
             present = jnp.ones((batch, count), bool)
         else:
-            present = jnp.arange(count)[None] < check_lengths(lengths, batch, count)[:, None]
+            places = jnp.arange(count, dtype=jnp.int32)[None]
+            present = places < check_lengths(lengths, batch, count)[:, None]
         x = jnp.where(present[..., None], x, 0)
         if self.by == "positions":
             start = x, jnp.zeros((batch, count), jnp.int32)

@@ -64,17 +64,19 @@ def sample(
     check_range("digits", min_digits, max_digits, most=DIGITS)
     length_key, count_key, digit_key = jax.random.split(key, 3)
     shape = (batch_size, max_length)
-    lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    place = jnp.arange(max_length)[None]
+    lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1, jnp.int32)
+    place = jnp.arange(max_length, dtype=jnp.int32)[None]
     inside = place < lengths[:, None]  # [B, T]
-    counts = jax.random.randint(count_key, shape, min_digits, max_digits + 1)
+    counts = jax.random.randint(count_key, shape, min_digits, max_digits + 1, jnp.int32)
     counts = jnp.where(inside, counts, 0)
-    digits = jax.random.randint(digit_key, (*shape, DIGITS), 0, 10)
-    used = jnp.arange(DIGITS)[None, None] < counts[..., None]  # [B, T, digits]
+    digits = jax.random.randint(digit_key, (*shape, DIGITS), 0, 10, jnp.int32)
+    used = jnp.arange(DIGITS, dtype=jnp.int32)[None, None] < counts[..., None]  # [B, T, digits]
     counted = inside & (place > 0)
-    sums = jnp.cumsum(_value(digits, counts), axis=1)
+    sums = jnp.cumsum(_value(digits, counts), axis=1, dtype=jnp.int32)
     return Batch(
-        inputs=jnp.where(used[..., None], jax.nn.one_hot(digits, 10), 0).reshape(*shape, -1),
+        inputs=jnp.where(used[..., None], jax.nn.one_hot(digits, 10, dtype=jnp.float32), 0).reshape(
+            *shape, -1
+        ),
         targets=jnp.where(counted[..., None], classes(sums), 0),
         mask=counted,
         lengths=lengths,
@@ -90,7 +92,7 @@ def classes(sums: Array) -> Array:
       [5, 7, 3, 10, 10, 10]
     """
     count = 1 + sum((sums >= 10**place).astype(jnp.int32) for place in range(1, SUM_DIGITS))
-    place = _places(count, SUM_DIGITS)
+    place = _places(count, SUM_DIGITS).astype(sums.dtype)
     digits = sums[..., None] // 10 ** jnp.maximum(place, 0) % 10
     return jnp.where(place >= 0, digits, END)
 
@@ -98,9 +100,11 @@ def classes(sums: Array) -> Array:
 def _value(digits: Array, counts: Array) -> Array:
     """The number whose first `counts` [...] of `digits` [..., 5] are its decimal digits."""
     place = _places(counts, DIGITS)
-    return jnp.sum(jnp.where(place >= 0, digits * 10 ** jnp.maximum(place, 0), 0), axis=-1)
+    shifted = jnp.where(place >= 0, digits * 10 ** jnp.maximum(place, 0), 0)
+    return jnp.sum(shifted, axis=-1, dtype=digits.dtype)
 
 
 def _places(counts: Array, most: int) -> Array:
     """The decimal place of each of `counts` [...] digits, most significant first: [..., most]."""
-    return counts[..., None] - 1 - jnp.arange(most).reshape((1,) * counts.ndim + (most,))
+    place = jnp.arange(most, dtype=jnp.int32).reshape((1,) * counts.ndim + (most,))
+    return counts[..., None] - 1 - place

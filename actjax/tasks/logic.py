@@ -71,18 +71,20 @@ def sample(
     check_range("gates", min_gates, max_gates, most=CHUNKS)
     length_key, count_key, gate_key, bit_key = jax.random.split(key, 4)
     shape = (batch_size, max_length)
-    lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1)
-    inside = jnp.arange(max_length)[None] < lengths[:, None]  # [B, T]
-    counts = jax.random.randint(count_key, shape, min_gates, max_gates + 1)
+    lengths = jax.random.randint(length_key, (batch_size,), min_length, max_length + 1, jnp.int32)
+    inside = jnp.arange(max_length, dtype=jnp.int32)[None] < lengths[:, None]  # [B, T]
+    counts = jax.random.randint(count_key, shape, min_gates, max_gates + 1, jnp.int32)
     counts = jnp.where(inside, counts, 0)
-    gates = jax.random.randint(gate_key, (*shape, CHUNKS), 0, len(GATES))
-    used = jnp.arange(CHUNKS)[None, None] < counts[..., None]  # [B, T, chunks]
-    bits = jnp.where(inside[..., None], jax.random.randint(bit_key, (*shape, 2), 0, 2), 0)
+    gates = jax.random.randint(gate_key, (*shape, CHUNKS), 0, len(GATES), jnp.int32)
+    used = jnp.arange(CHUNKS, dtype=jnp.int32)[None, None] < counts[..., None]  # [B, T, chunks]
+    bits = jnp.where(
+        inside[..., None], jax.random.randint(bit_key, (*shape, 2), 0, 2, jnp.int32), 0
+    )
 
     time_major = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (bits[..., 1], gates, used))
     _, targets = jax.lax.scan(_apply_gates, bits[:, 0, 0], time_major)
 
-    chunks = jnp.where(used[..., None], jax.nn.one_hot(gates, len(GATES)), 0)
+    chunks = jnp.where(used[..., None], jax.nn.one_hot(gates, len(GATES), dtype=jnp.float32), 0)
     shown = bits.at[:, 1:, 0].set(0).astype(chunks.dtype)
     return Batch(
         inputs=jnp.concatenate([shown, chunks.reshape(*shape, -1)], axis=-1),
@@ -95,7 +97,7 @@ def sample(
 
 def _apply_gates(older: Array, vector: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     """Eq 21 over the chunks of one vector: b0 [B] and (b1 [B], gates, used [B, chunks]) to bits."""
-    table = jnp.asarray(TRUTH_TABLE)
+    table = jnp.asarray(TRUTH_TABLE, jnp.int32)
     newer, gates, used = vector
     for chunk in range(CHUNKS):
         result = table[gates[:, chunk], 1 - newer, 1 - older]

@@ -60,11 +60,14 @@ def sample(
     check_choice("layout", layout, LAYOUTS)
 
     count_key, sign_key, place_key = jax.random.split(key, 3)
-    count = jax.random.randint(count_key, (batch_size, 1), min_bits, max_bits + 1)  # [B, 1]
-    place = jnp.broadcast_to(jnp.arange(bits), (batch_size, bits))
+    count = jax.random.randint(
+        count_key, (batch_size, 1), min_bits, max_bits + 1, jnp.int32
+    )  # [B, 1]
+    place = jnp.broadcast_to(jnp.arange(bits, dtype=jnp.int32), (batch_size, bits))
     if layout == "scattered":
         place = _random_order(place_key, batch_size, bits)
-    sign = jax.random.rademacher(sign_key, (batch_size, bits), jnp.float32)
+    positive = jax.random.bernoulli(sign_key, jnp.float32(0.5), (batch_size, bits))
+    sign = jnp.where(positive, 1.0, -1.0).astype(jnp.float32)
     vector = jnp.where(place < count, sign, 0.0)  # [B, bits]
     ones = (vector > 0).sum(-1, keepdims=True)
     return Batch(
@@ -83,7 +86,7 @@ def _random_order(key: Array, rows: int, size: int) -> Array:
     sort does not. Equal words are told apart by their index, so it is a permutation always.
     """
     word = jax.random.bits(key, (rows, size), jnp.uint32)
-    index = jnp.arange(size)[None]
+    index = jnp.arange(size, dtype=jnp.int32)[None]
     smaller = word[:, None, :] < word[:, :, None]
     tied_before = (word[:, None, :] == word[:, :, None]) & (index[:, None] < index[..., None])
-    return (smaller | tied_before).sum(-1)
+    return (smaller | tied_before).sum(-1, dtype=jnp.int32)

@@ -44,15 +44,16 @@ def sample(key: Array, batch_size: int, *, min_numbers: int = 2, max_numbers: in
     check_positive("batch_size", batch_size)
     check_range("numbers", min_numbers, max_numbers, most=CLASSES)
     count_key, number_key = jax.random.split(key)
-    counts = jax.random.randint(count_key, (batch_size, 1), min_numbers, max_numbers + 1)
-    step = jnp.arange(2 * max_numbers)[None]
+    counts = jax.random.randint(count_key, (batch_size, 1), min_numbers, max_numbers + 1, jnp.int32)
+    step = jnp.arange(2 * max_numbers, dtype=jnp.int32)[None]
     reading, inside = step < counts, step < 2 * counts  # [B, T]
-    drawn = jax.random.normal(number_key, (batch_size, max_numbers))
+    drawn = jax.random.normal(number_key, (batch_size, max_numbers), jnp.float32)
     numbers = jnp.where(reading, jnp.tile(drawn, (1, 2)), 0.0)
     last = (step == counts - 1).astype(numbers.dtype)
 
     # Places past the end sort behind every drawn number: the first n ranks are the sequence's own.
     ranking = jnp.argsort(jnp.where(step[:, :max_numbers] < counts, drawn, jnp.inf), axis=1)
+    ranking = ranking.astype(jnp.int32)
     rank = jnp.clip(step - counts, 0, max_numbers - 1)
     answering = inside & ~reading
     return Batch(

@@ -65,12 +65,14 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
     check_positive("batch_size", batch_size)
     check_puzzles(puzzles)
     pick_key, symmetry_key, digit_key = jax.random.split(key, 3)
-    index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards))
+    index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards), jnp.int32)
     boards = jnp.asarray(puzzles.boards)[index].astype(jnp.int32)
     solutions = jnp.asarray(puzzles.solutions)[index].astype(jnp.int32)
     if augment:
         cells = draw_symmetries(symmetry_key, batch_size, puzzles.size)
-        names = jax.random.uniform(digit_key, (batch_size, puzzles.size)).argsort(1) + 1
+        names = (
+            jax.random.uniform(digit_key, (batch_size, puzzles.size), jnp.float32).argsort(1) + 1
+        )
         names = jnp.pad(names, ((0, 0), (1, 0)))  # a hole stays one
         rename = lambda digits: jnp.take_along_axis(
             names, jnp.take_along_axis(digits, cells, axis=1), axis=1
@@ -106,7 +108,7 @@ def draw_symmetries(key: Array, count: int, size: int) -> Array:
     columns = _draw_lines(column_key, count, size, width)[:, None, :]
     cells = lines * size + columns
     if height == width:
-        mirrored = jax.random.bernoulli(mirror_key, shape=(count, 1, 1))
+        mirrored = jax.random.bernoulli(mirror_key, jnp.float32(0.5), (count, 1, 1))
         cells = jnp.where(mirrored, cells.swapaxes(1, 2), cells)
     return cells.reshape(count, size * size)
 
@@ -114,9 +116,9 @@ def draw_symmetries(key: Array, count: int, size: int) -> Array:
 def _draw_lines(key: Array, count: int, size: int, band: int) -> Array:
     """Random orders of lines that keep bands of `band` together: int32 [count, size]."""
     band_key, line_key = jax.random.split(key)
-    bands = jax.random.uniform(band_key, (count, size // band)).argsort(1)
-    inner = jax.random.uniform(line_key, (count, size // band, band)).argsort(2)
-    return (bands[:, :, None] * band + inner).reshape(count, size)
+    bands = jax.random.uniform(band_key, (count, size // band), jnp.float32).argsort(1)
+    inner = jax.random.uniform(line_key, (count, size // band, band), jnp.float32).argsort(2)
+    return (bands[:, :, None] * band + inner).reshape(count, size).astype(jnp.int32)
 
 
 def units(size: int) -> Array:
@@ -127,7 +129,7 @@ def units(size: int) -> Array:
       [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     """
     height, width = BOXES[size]
-    row, column = jnp.divmod(jnp.arange(size * size), size)
+    row, column = jnp.divmod(jnp.arange(size * size, dtype=jnp.int32), size)
     return jnp.stack([row, column, row // height * (size // width) + column // width])
 
 

@@ -68,8 +68,8 @@ def sample(
     check_key("key", key)
     check_positive("batch_size", batch_size)
     _check_window(text.size, window)
-    start = jax.random.randint(key, (batch_size, 1), 0, text.size - window)
-    pieces = text[start + jnp.arange(window + 1)[None]]  # [B, T + 1]
+    start = jax.random.randint(key, (batch_size, 1), 0, text.size - window, jnp.int32)
+    pieces = text[start + jnp.arange(window + 1, dtype=jnp.int32)[None]]  # [B, T + 1]
     return as_batch(pieces, encoding=encoding)
 
 
@@ -196,7 +196,7 @@ def draw(key: Array, count: int, *, text: np.ndarray, window: int, apart: bool) 
             )
         start = np.asarray(jax.random.permutation(key, room)[:count]) * window
     else:
-        start = np.asarray(jax.random.randint(key, (count,), 0, text.size - window))
+        start = np.asarray(jax.random.randint(key, (count,), 0, text.size - window, jnp.int32))
     return text[start[:, None] + np.arange(window + 1)]
 
 
@@ -206,7 +206,9 @@ def as_batch(pieces: Array, *, encoding: str = "one_hot") -> Batch:
     symbols = pieces.astype(jnp.int32)
     inputs, targets = symbols[:, :-1], symbols[:, 1:]
     return Batch(
-        inputs=jax.nn.one_hot(inputs, SYMBOLS) if encoding == "one_hot" else inputs,
+        inputs=jax.nn.one_hot(inputs, SYMBOLS, dtype=jnp.float32)
+        if encoding == "one_hot"
+        else inputs,
         targets=targets,
         mask=jnp.ones_like(targets, bool),
         lengths=jnp.full_like(targets[:, 0], targets.shape[1]),

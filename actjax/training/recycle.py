@@ -168,5 +168,5 @@ def _rows(batch: Any) -> int:
 
 def _draw_least(key: Array, rows: int, max_steps: int, explore: float) -> Array:
     draw_key, choose_key = jax.random.split(key)
-    least = jax.random.randint(draw_key, (rows,), min(2, max_steps), max_steps + 1)
+    least = jax.random.randint(draw_key, (rows,), min(2, max_steps), max_steps + 1, jnp.int32)
     return jnp.where(jax.random.bernoulli(choose_key, explore, (rows,)), least, 0)

@@ -57,8 +57,9 @@ def curves(
             params, state = carry
             here = jax.random.fold_in(batch_key, index)
             gradient = jax.grad(family.loss)(params, problem, here)
-            updates, state = optimizer.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
+            with jax.numpy_dtype_promotion("standard"):  # Optax's own arithmetic mixes types
+                updates, state = optimizer.update(gradient, state, params)
+                params = optax.apply_updates(params, updates)
             after = jax.random.fold_in(batch_key, index + 1)
             return (params, state), score(params, problem, after)
 

@@ -78,7 +78,7 @@ def mlp(sizes: tuple[int, ...] = (784, 20, 10)) -> Model:
         ]
 
     def logits(params, images):
-        x = images.reshape(images.shape[0], -1)
+        x = images.reshape(images.shape[0], -1).astype(params[0]["kernel"].dtype)
         for layer in params[:-1]:
             x = jax.nn.sigmoid(x @ layer["kernel"] + layer["bias"][None])
         return x @ params[-1]["kernel"] + params[-1]["bias"][None]
@@ -103,7 +103,7 @@ def convolutional(channels: tuple[int, ...] = (8, 16), classes: int = 10) -> Mod
         return {"convolution": convolutions, "dense": dense}
 
     def logits(params, images):
-        x = images - 0.5
+        x = images.astype(params["dense"]["kernel"].dtype) - 0.5
         for layer in params["convolution"]:
             x = jax.nn.relu(_convolve(x, layer["kernel"]) + layer["bias"][None, None, None])
         x = x.reshape(x.shape[0], -1)
