@@ -38,7 +38,8 @@ class ACT(Recurrent):
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
       loop, lanes: as in `unroll`; or "kernel", the adaptive loop as one kernel each way, for cells
-        of Flax's own of up to 256 units: fast on a GPU, interpreted (slow) elsewhere.
+        of Flax's own of up to 256 units: fast on a GPU, interpreted (slow) elsewhere. It is written
+        in Pallas for Triton: JAX 0.10 to 0.12 have it, and later ones are to remove it.
       dtype: compute dtype of the cell, e.g. ``jnp.bfloat16``; halting stays in float32.
       rngs: `nnx.Rngs`.
 

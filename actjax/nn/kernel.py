@@ -1,5 +1,11 @@
-"""``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given."""
+"""``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given.
 
+The kernels are written in Pallas for Triton, which JAX says it will remove (it warns as they are
+lowered, from 0.12 on). So they are imported where they are asked for, and nothing else needs them.
+"""
+
+import importlib
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -8,7 +14,6 @@ from flax import nnx
 from jax import lax
 
 from actjax._loop import kernel_cells as cells
-from actjax._loop.kernel import Network, kernel
 from actjax.nn.cells import CellStep
 
 MOST_UNITS = 256
@@ -27,8 +32,28 @@ _ALLOWED = (
 )
 
 
+def _kernels() -> ModuleType | None:
+    """The module of the kernels; None where JAX is without what they are written in."""
+    try:
+        return importlib.import_module("actjax._loop.kernel")
+    except ImportError as error:
+        if not (error.name or "").startswith("jax"):
+            raise
+        return None
+
+
+def _without_kernels() -> str | None:
+    """That JAX has no Pallas for Triton, as one sentence; None if it has."""
+    if _kernels() is not None:
+        return None
+    known = "one with Pallas for Triton, as 0.10 to 0.12 are,"
+    return f"jax must be {known} for loop='kernel', got {jax.__version__}."
+
+
 def kernel_supports(cell: nnx.Module) -> str | None:
     """Why ``loop="kernel"`` does not take a cell, as one sentence; None if it does.
+
+    It may also be JAX that is without what the kernels are written in.
 
     Args:
       cell: the cell itself, such as ``model.cell`` of an `ACT`.
@@ -38,7 +63,9 @@ def kernel_supports(cell: nnx.Module) -> str | None:
     300 units.
     """
     found = _other(cell)
-    return None if found is None else f"cell must be {_ALLOWED} for loop='kernel', got {found}."
+    if found is not None:
+        return f"cell must be {_ALLOWED} for loop='kernel', got {found}."
+    return _without_kernels()
 
 
 def _other(cell: Any) -> str | None:
@@ -75,8 +102,12 @@ def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths
       lengths, options: as in `actjax._loop.kernel.kernel`.
 
     Raises:
-      ValueError: inputs or a state that are not of float32 or bfloat16.
+      ValueError: inputs or a state that are not of float32 or bfloat16, or a JAX without Pallas for
+        Triton.
     """
+    kernels = _kernels()
+    if kernels is None:
+        raise ValueError(_without_kernels())
     cell, flags, halt = params
     what, _, recurrent = _CELLS[kind]
     leaves, tree = jax.tree.flatten(state)
@@ -90,6 +121,6 @@ def run(step: CellStep, params, state, inputs: jax.Array, *, kind: type, lengths
     if biases:
         inputs = inputs + jnp.concatenate(biases).astype(inputs.dtype)[None, None]
     halting = halt.kernel[...][:, 0], halt.bias[...][0]
-    network = Network(inputs, flags, weights, *halting, leaves)
-    final, outputs, ponder = kernel(what, network, lengths, **options)
+    network = kernels.Network(inputs, flags, weights, *halting, leaves)
+    final, outputs, ponder = kernels.kernel(what, network, lengths, **options)
     return step.read(jax.tree.unflatten(tree, final))[0], outputs, ponder
