@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_like, check_limits, check_positive
+from actjax._checks import check_like, check_limits, check_loop_and_lanes, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
 from actjax.halting import FixedSteps, Graves, Ponder, Rule, halting_dtype
@@ -67,9 +67,7 @@ class ACT(Recurrent):
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         check_limits(max_steps, epsilon)
-        check_choice("loop", loop, ("while", "scan", "kernel"))
-        if lanes is not None:
-            check_positive("lanes", lanes)
+        check_loop_and_lanes(loop, lanes, "kernel")
         refusal = kernel.kernel_supports(self.cell) if loop == "kernel" else None
         if refusal:
             raise ValueError(refusal)

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_lengths, check_limits, check_positive
+from actjax._checks import (
+    check_choice,
+    check_lengths,
+    check_limits,
+    check_loop_and_lanes,
+    check_positive,
+)
 from actjax._unroll import ponder
 from actjax.halting import Graves, Ponder, Rule, Threshold, halting_dtype
 from actjax.steps import by_position, start_positions
@@ -97,11 +103,9 @@ class UniversalTransformer(nnx.Module):
         check_positive("heads", heads)
         check_limits(max_steps, 0.01)
         check_choice("halt", halt, ("positions", "sequence"))
-        check_choice("loop", loop, ("while", "scan"))
+        check_loop_and_lanes(loop, lanes)
         if hidden_features is not None:
             check_positive("hidden_features", hidden_features)
-        if lanes is not None:
-            check_positive("lanes", lanes)
         if features % heads:
             raise ValueError(f"heads must divide features = {features}, got {heads!r}.")
         self.features, self.max_steps, self.dtype = features, max_steps, dtype
