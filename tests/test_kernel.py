@@ -213,7 +213,7 @@ def test_refused_where_jax_has_no_triton(monkeypatch):
         monkeypatch.delattr(f"actjax._loop.{name}")
     monkeypatch.delattr("jax.experimental.pallas.triton")
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
-    sentence = "^jax must be one with Pallas for Triton, .* for loop='kernel', got 0\\."
+    sentence = "^jax must have Pallas for Triton, as 0.10 to 0.12 do, for loop='kernel', got 0\\."
     with pytest.raises(ValueError, match=sentence):
         make(nnx.GRUCell, 8)
     with pytest.raises(ValueError, match=sentence):  # as of a model that was read from a file

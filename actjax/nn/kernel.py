@@ -46,8 +46,8 @@ def _without_kernels() -> str | None:
     """That JAX has no Pallas for Triton, as one sentence; None if it has."""
     if _kernels() is not None:
         return None
-    known = "one with Pallas for Triton, as 0.10 to 0.12 are,"
-    return f"jax must be {known} for loop='kernel', got {jax.__version__}."
+    known = "must have Pallas for Triton, as 0.10 to 0.12 do,"
+    return f"jax {known} for loop='kernel', got {jax.__version__}."
 
 
 def kernel_supports(cell: nnx.Module) -> str | None:
