@@ -67,6 +67,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
+def check_loop_and_lanes(loop: str, lanes: int | None, *others: str) -> None:
+    """The options of a module that it hands to `unroll`; it may know other loops too."""
+    check_choice("loop", loop, ("while", "scan", *others))
+    if lanes is not None:
+        check_positive("lanes", lanes)
+
+
 def check_rows(name: str, tree: Any, rank: int) -> tuple[int, ...]:
     """Returns the leading axes, batch or batch and time, that all leaves of `tree` share."""
     check_arrays(name, tree)

@@ -173,7 +173,7 @@ class PonderNet:
 
     The paper averages the losses of the steps, not their states: put a step's loss into the state
     as a leaf of its own, and let that leaf alone leave its mean behind (``mean=(False, True)`` for
-    a state ``(cell's, loss)``). The objective is that mean plus beta times `kl`; beta was 0.01.
+    a state ``(cell's, loss)``), as the network `actjax.PonderNet` does. Add 0.01 times `kl`.
 
     Args:
       epsilon: the mass at which a row may end; the paper's 0.05.

@@ -1,10 +1,15 @@
 """Everything on one card: what adaptive training costs there, and where the time goes.
 
-    python benchmarks/accelerator.py [--seconds 330] [--only GROUP ...] [--out FILE] [--quick]
+    python benchmarks/accelerator.py [--budget 330] [--only PART ...] [--out FILE] [--quick]
 
-The groups are measured in the order of `GROUPS` until the seconds are spent; the record is written
-after every row, so that it holds what was reached. A training step is forward, backward and Adam,
-many in one dispatch; times are the least of the repeats.
+The parts of `PARTS` are measured in their order, the cheap and decisive first, until the seconds of
+the budget are spent. Each has a share of what is left when it begins, and compiles nothing more
+after that; what it leaves goes to those after it, and what it does not reach is told. ``--only
+torch grid`` is those parts alone, with the whole budget. The record is written after every row, so
+that it holds what was reached.
+
+A training step is forward, backward and Adam, many in one dispatch; times are the least of the
+repeats.
 
   / (N plain)    the time over mean N times the plain RNN's
   kernels, busy  of one step from the profile: launches, and the share of the time in which one runs
@@ -17,6 +22,8 @@ there where `torch` is installed.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -41,35 +48,76 @@ def training(names, ways=ALL) -> Callable[[bool], Iterator[Row]]:
     return lambda small: make.training_rows(small, names, ways, "training")
 
 
-GROUPS = {
-    "small": training(("parity", "text")),
-    "lstm": training(("text-lstm", "addition"), ("plain", "while", "while, command buffers")),
-    "grid": make.grid_rows,
-    "large": training(("wiki bf16 1536", "wiki bf16", "big", "big bf16"), ("plain", "while")),
-    "sweeps": make.sweep_rows,
-    "optimizer": make.optimizer_rows,
-    "torch": None,
-    "halves": training(("text bf16", "text-lstm 256"), ("plain", "while", "kernel")),
-    "lfact": make.lfact_rows,
-    "stream": None,
-    "others": training(("parity", "addition", "text"), ("scan", "nested while")),
-    "shapes": make.shape_rows,
-    "buffers": training(("big bf16", "wiki bf16 1536"), ("while, command buffers",)),
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows that are measured together.
+
+    Attributes:
+      share: of the budget, beside those of the other parts.
+      rows: what is compiled and timed; None for what has a function in `OTHERS`.
+    """
+
+    share: int
+    rows: Callable[[bool], Iterator[Row]] | None
+
+
+PARTS = {
+    "small": Part(60, training(("parity", "text"))),
+    "lstm": Part(
+        60, training(("text-lstm", "addition"), ("plain", "while", "while, command buffers"))
+    ),
+    "torch": Part(60, None),
+    "optimizer": Part(20, make.optimizer_rows),
+    "sweeps": Part(40, make.sweep_rows),
+    "large": Part(
+        50, training(("wiki bf16 1536", "wiki bf16", "big", "big bf16"), ("plain", "while"))
+    ),
+    "halves": Part(15, training(("text bf16", "text-lstm 256"), ("plain", "while", "kernel"))),
+    "lfact": Part(15, make.lfact_rows),
+    "stream": Part(10, None),
+    "others": Part(20, training(("parity", "addition", "text"), ("scan", "nested while"))),
+    "shapes": Part(30, make.shape_rows),
+    "buffers": Part(15, training(("big bf16", "wiki bf16 1536"), ("while, command buffers",))),
+    "grid": Part(40, make.grid_rows),
 }
 
 
 class Run:
     """The record, its file, and the time that is left."""
 
-    def __init__(self, out: pathlib.Path | None, seconds: float, quick: bool):
+    def __init__(self, out: pathlib.Path | None, budget: float, quick: bool):
         self.out, self.quick, self.began = out, quick, time.perf_counter()
-        self.deadline = self.began + seconds
-        self.record = {**card.facts(), "seconds": seconds, "ceilings": {}, "rows": []}
+        self.end = self.deadline = self.began + budget
+        self.record = {**card.facts(), "seconds": budget, "ceilings": {}, "parts": [], "rows": []}
         self.plain: dict[str, float] = {}
 
     @property
     def spent(self) -> bool:
+        """Whether the part at work has had its time."""
         return time.perf_counter() > self.deadline
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent."""
+        return time.perf_counter() > self.end
+
+    def begin(self, name: str, shares: int) -> None:
+        """Gives a part its share of what is left, of `shares` with those that come after it."""
+        left = max(0.0, self.end - time.perf_counter())
+        given = left * PARTS[name].share / shares
+        self.deadline = time.perf_counter() + given
+        self.record["parts"].append({"part": name, "given_s": given, "left_out": []})
+        print(f"--- {name}: {given:.0f} of the {left:.0f} s that are left", flush=True)
+
+    def finish(self) -> None:
+        part = self.record["parts"][-1]
+        part["wall_s"] = part["given_s"] - (self.deadline - time.perf_counter())
+        left_out = f"; not reached: {', '.join(part['left_out'])}" if part["left_out"] else ""
+        print(f"--- {part['part']}: took {part['wall_s']:.0f} s{left_out}", flush=True)
+        self.write()
+
+    def leave_out(self, *names: str) -> None:
+        self.record["parts"][-1]["left_out"].extend(names)
 
     def add(self, row: dict) -> None:
         self.record["rows"].append(row)
@@ -103,20 +151,26 @@ def timing(run: Run) -> dict:
     return {"target": 0.001, "repeats": 1} if run.quick else {}
 
 
-def measure_rows(run: Run, rows: list[Row]) -> None:
-    """Compiles side by side, then measures one after another."""
-    rows = list(rows)
-    for begin in range(0, len(rows), TOGETHER):
-        if run.spent:
-            return
-        together = rows[begin : begin + TOGETHER]
+def measure_rows(run: Run, rows: Iterator[Row]) -> None:
+    """Makes and compiles rows side by side, then measures them one after another.
+
+    What is compiled is measured, be the part's time spent or not: only the budget ends that.
+    """
+    while not run.spent:
+        together = list(itertools.islice(rows, TOGETHER))
         card.compile_all([row.program for row in together])
+        # The least ponders first: of all ways before more of any.
+        for level in dict.fromkeys(level for row in together for level in row.carries):
+            for row in together:
+                if level in row.carries and run.over:
+                    run.leave_out(" ".join(filter(None, (row.program.name, level))))
+                elif level in row.carries:
+                    run.add(measured(run, row, level))
         for row in together:
-            for level in row.carries:
-                if run.spent:
-                    return
-                run.add(measured(run, row, level))
             row.program.compiled = row.carries = None  # and their buffers
+        if len(together) < TOGETHER:
+            return
+    run.leave_out("all that was not compiled")
 
 
 def measured(run: Run, row: Row, level: str) -> dict:
@@ -141,7 +195,7 @@ def measured(run: Run, row: Row, level: str) -> dict:
             if not found.get("kernels"):
                 found["launches_in_loops"] = card.bodies(row.program.compiled)
     except Exception as error:
-        return found | {"error": card.first_line(error)}
+        return found | {"error": card.in_short(error)}
     return found | derived(run, row, found)
 
 
@@ -183,15 +237,16 @@ def measure_stream(run: Run) -> None:
     model = SETTINGS["text"].small() if run.quick else SETTINGS["text"]
     model = actjax.ACT(64, hidden, max_steps=model.max_steps, rngs=make.nnx.Rngs(0))
     for lanes, chunk in ((64, 64), (256, 64)):
+        way = f"{lanes} lanes, chunk {chunk}"
         if run.spent:
-            return
+            run.leave_out(way)
+            continue
         times = []
         for _ in range(3):
             began = time.perf_counter()
             actjax.stream_batch(model, xs, lanes=min(lanes, lines), chunk=chunk)
             times.append(time.perf_counter() - began)
         rate = float(lengths.sum() / min(times[1:]))
-        way = f"{lanes} lanes, chunk {chunk}"
         found = {"group": "stream", "name": "gru 128", "way": way, "first_call_s": times[0]}
         run.add(found | {"characters_per_s": rate})
 
@@ -202,7 +257,7 @@ def measure_torch(run: Run) -> None:
         import torch
         import torch_card
     except ImportError as error:
-        run.add({"group": "torch", "name": "not installed", "error": card.first_line(error)})
+        run.add({"group": "torch", "name": "not installed", "error": card.in_short(error)})
         return
     if not torch.cuda.is_available():
         run.add({"group": "torch", "name": "no GPU", "error": "torch sees no GPU"})
@@ -218,7 +273,8 @@ def measure_torch(run: Run) -> None:
     ]
     for name, level, way, call in calls[:3] + cudnn + calls[3:]:
         if run.spent:
-            return
+            run.leave_out(f"{name}, {way} {level}".strip())
+            continue
         found = {"group": "torch", "name": name, "way": way, "level": level}
         try:
             found |= call(SETTINGS[name], LEVELS.get(level))
@@ -230,7 +286,7 @@ def measure_torch(run: Run) -> None:
             if ours:
                 found["over_ours"] = found["ms"] / min(ours)
         except Exception as error:
-            found["error"] = card.first_line(error)
+            found["error"] = card.in_short(error)
         run.add(found)
 
 
@@ -266,26 +322,30 @@ def line(row: dict) -> str:
 def main(arguments=None):
     described = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
-    parser.add_argument("--seconds", type=float, default=330)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument(
+        "--budget", "--seconds", type=float, default=330, help="seconds for all of it"
+    )
+    parts = {"nargs": "+", "choices": PARTS, "metavar": "PART", "default": list(PARTS)}
+    parser.add_argument("--only", **parts, help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only with --out")
     options = parser.parse_args(arguments)
     kind = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
     default = ROOT / "benchmarks" / "results" / f"accelerator-{kind}.json"
-    run = Run(options.out or (None if options.quick else default), options.seconds, options.quick)
+    run = Run(options.out or (None if options.quick else default), options.budget, options.quick)
     print(run.record["device"], run.record["driver"], run.record["versions"], flush=True)
     measure_ceilings(run)
-    for group in options.only:
-        if run.spent:
-            break
-        if group in OTHERS:
-            OTHERS[group](run)
+    names = list(dict.fromkeys(options.only))
+    for i, name in enumerate(names):
+        run.begin(name, sum(PARTS[later].share for later in names[i:]))
+        if name in OTHERS:
+            OTHERS[name](run)
         else:
-            measure_rows(run, GROUPS[group](options.quick))
+            measure_rows(run, PARTS[name].rows(options.quick))
+        run.finish()
     run.record["wall_s"] = time.perf_counter() - run.began
     run.write()
-    print(f"{run.record['wall_s']:.0f} s of {options.seconds:.0f}: {run.out or 'not written'}")
+    print(f"{run.record['wall_s']:.0f} s of {options.budget:.0f}: {run.out or 'not written'}")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def compile_all(programs: list[Program], workers: int | None = None) -> None:
         try:
             program.compiled = lowered.compile(compiler_options=program.options or None)
         except Exception as error:
-            program.error = first_line(error)
+            program.error = in_short(error)
         program.compile_s = time.perf_counter() - began
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -113,14 +113,14 @@ def compile_all(programs: list[Program], workers: int | None = None) -> None:
             try:
                 waiting.append(pool.submit(finish, program, program.lower()))
             except Exception as error:
-                program.error = first_line(error)
+                program.error = in_short(error)
         for future in waiting:
             future.result()
 
 
-def first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+def in_short(error: Exception) -> str:
+    """An error's kind and the beginning of what it says, whose first line seldom has the reason."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 def milliseconds(program: Program, carry=None, *, target=0.06, repeats=2) -> float:

@@ -151,7 +151,7 @@ def check(deadline: float, quick: bool) -> list[dict]:
                 result = program.compiled((), program.argument, jnp.int32(1))
                 (_, (outputs, ponder)), grads = jax.device_get(result)
             except Exception as error:
-                row["error"] = card.first_line(error)
+                row["error"] = card.in_short(error)
                 continue
             if column == "scan":
                 known[name] = outputs, ponder, grads
@@ -226,7 +226,7 @@ def tune(deadline: float, quick: bool) -> list[dict]:
                 row["ms"] = card.milliseconds(program, target=0.03)
                 row |= card.profile(lambda: program.call()(1))  # noqa: B023
             except Exception as error:
-                row["error"] = card.first_line(error)
+                row["error"] = card.in_short(error)
     return rows
 
 

@@ -68,7 +68,7 @@ class Network(nn.Module):
         w, results = self.w, []
         # The products of all inputs at once: they do not change while an input is pondered.
         inputs = xs @ w["kernel"] + w["bias"]
-        state = (torch.zeros(len(xs), len(w["recurrent"])),) * self.parts
+        state = (xs.new_zeros(len(xs), len(w["recurrent"])),) * self.parts
         for z in inputs.unbind(dim=1):
             state, steps, remainder, weights = self.ponder(z, state)
             results.append((state[-1], steps, remainder, *([weights()] if with_weights else [])))
@@ -92,7 +92,7 @@ class Masked(Network):
     dynamic = None
 
     def ponder(self, z: Tensor, state: State):
-        total, states, halts = torch.zeros(len(z)), [], []
+        total, states, halts = z.new_zeros(len(z)), [], []
         while len(halts) < self.max_steps and bool((total < 1 - self.epsilon).any()):
             state, halt = self.step(z if halts else z + self.w["flag"], state)
             states.append(state)
@@ -108,7 +108,8 @@ class Masked(Network):
         before = torch.cumsum(halts, dim=0) - halts  # h^1 + ... + h^(n - 1)
         taken = before < 1 - self.epsilon
         steps = taken.sum(dim=0)
-        last = torch.arange(1, len(halts) + 1)[:, None] == steps
+        # where the others are: what is compiled may not know of a default device
+        last = torch.arange(1, len(halts) + 1, device=halts.device)[:, None] == steps
         remainder = (last * (1 - before)).sum(dim=0)
         weights = torch.where(last, 1 - before, halts) * taken
         mean = tuple((weights[..., None] * s).sum(dim=0) for s in states)
@@ -122,7 +123,7 @@ class Compact(Network):
 
     def ponder(self, z: Tensor, state: State):
         batch = len(z)
-        row, total, kept = torch.arange(batch), torch.zeros(batch), []
+        row, total, kept = torch.arange(batch, device=z.device), z.new_zeros(batch), []
         while len(row):
             state, halt = self.step(z if kept else z + self.w["flag"], state)
             total = total + halt.detach()
@@ -137,17 +138,17 @@ class Compact(Network):
 
         def weights():
             n = torch.cat([torch.full_like(part[0], n) for n, part in enumerate(kept)])
-            return torch.zeros(batch, self.max_steps).index_put((row, n), p)
+            return p.new_zeros(batch, self.max_steps).index_put((row, n), p)
 
         return mean, steps, remainder, weights
 
     def mean_field(self, row: Tensor, halts: Tensor, goes_on: Tensor, states: State, batch: int):
         """Equations 6 to 9 and 13 from all steps of all rows, ``[sum N]`` and ``[sum N, H]``."""
-        zeros = torch.zeros(batch)
+        zeros = halts.new_zeros(batch)
         steps = zeros.index_add(0, row, torch.ones_like(halts))
         remainder = 1 - zeros.index_add(0, row, torch.where(goes_on, halts, 0))
         weights = torch.where(goes_on, halts, remainder[row])
-        blank = torch.zeros(batch, states[0].shape[1])
+        blank = halts.new_zeros(batch, states[0].shape[1])
         mean = tuple(blank.index_add(0, row, weights[:, None] * s) for s in states)
         return mean, steps, remainder, weights
 

@@ -111,6 +111,9 @@ def test_accelerator(bench, tmp_path, capsys):
     accelerator.main(["--quick", "--only", "small", "optimizer", "--out", str(out)])
     result = json.loads(out.read_text())
     assert {"device", "driver", "versions", "commit", "ceilings", "rows"} <= set(result)
+    parts = result["parts"]
+    assert [part["part"] for part in parts] == ["small", "optimizer"]
+    assert parts[0]["given_s"] < parts[1]["given_s"] < 330 and not parts[0]["left_out"]
     rows = {(row["group"], row.get("way")): row for row in result["rows"]}
     for way in accelerator.ALL:
         row = rows["training", way]
@@ -119,6 +122,14 @@ def test_accelerator(bench, tmp_path, capsys):
     losses = [rows["training", way]["loss"] for way in ("while", "kernel")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert rows["optimizer", "learned"]["bytes_a_parameter"] == pytest.approx(640, rel=0.01)
+
+    accelerator.main(
+        ["--quick", "--only", "stream", "optimizer", "--budget", "0", "--out", str(out)]
+    )
+    result = json.loads(out.read_text())
+    assert {row["group"] for row in result["rows"]} == {"ceilings"}
+    assert [len(part["left_out"]) for part in result["parts"]] == [2, 1]
+    assert "not reached: all that was not compiled" in capsys.readouterr().out
 
     out = tmp_path / "check.json"
     kernel_check.main(["--check", "--tune", "--quick", "--out", str(out)])

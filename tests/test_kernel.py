@@ -1,6 +1,7 @@
 """``loop="kernel"``, interpreted: the numbers of the other loops; and that it lowers for a GPU."""
 
 import re
+import sys
 from functools import partial
 
 import jax
@@ -203,6 +204,22 @@ def kernels_for_cuda(function, *arguments) -> int:
             lowered = lower()
     calls = re.findall(r"custom_call @(\S*triton\w*)", lowered.as_text())
     return len(calls)
+
+
+def test_refused_where_jax_has_no_triton(monkeypatch):
+    model = make(nnx.GRUCell, 8)
+    for name in ("kernel", "kernel_programs", "kernel_tiles"):
+        monkeypatch.delitem(sys.modules, f"actjax._loop.{name}")
+        monkeypatch.delattr(f"actjax._loop.{name}")
+    monkeypatch.delattr("jax.experimental.pallas.triton")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    sentence = "^jax must have Pallas for Triton, as 0.10 to 0.12 do, for loop='kernel', got 0\\."
+    with pytest.raises(ValueError, match=sentence):
+        make(nnx.GRUCell, 8)
+    with pytest.raises(ValueError, match=sentence):  # as of a model that was read from a file
+        model(jnp.ones((2, 2, D)))
+    model.loop = "while"
+    assert model(jnp.ones((2, 2, D)))[1].shape == (2, 2, 8)
 
 
 def test_refuses_in_a_sentence():

@@ -101,3 +101,14 @@ def test_residuals_may_take_a_share_of_the_devices_memory():
     assert plan._segment_bytes(Device()) == 1 << 28
     assert plan._segment_bytes(Device(bytes_in_use=3)) == 1 << 28
     assert plan._segment_bytes(Device(bytes_limit=1 << 36)) == 1 << 32
+
+
+@pytest.mark.parametrize("lanes", [1, 5, plan._FEW_LANES, plan._FEW_LANES + 1])
+def test_lanes_count_those_up_to_them(lanes, monkeypatch):
+    mask = np.random.default_rng(lanes).random(lanes) < 0.5
+    monkeypatch.setattr(
+        plan.Plan, "__init__", lambda self, lanes: self.__dict__.update(lanes=lanes)
+    )
+    found = plan.Plan(lanes).count_up_to(jnp.asarray(mask))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.cumsum(mask))

@@ -189,13 +189,13 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     taken = lanes.taken
     if plan.queued:
         free = halted & (left == 0)
-        place = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
+        place = taken + plan.count_up_to(free) - 1
         sequence = data.order.at[place].get(mode="clip")
         refill = free & (place < plan.batch)
         position = jnp.where(refill, sequence * plan.time, position)
         left = jnp.where(refill, data.lengths[sequence], left)
         state = select(refill, [leaf[sequence] for leaf in data.state], state)
-        taken = taken + free.sum(dtype=jnp.int32)
+        taken = place[-1] + 1
     lanes = Lanes(
         position,
         left,

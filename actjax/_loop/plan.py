@@ -15,6 +15,7 @@ from actjax.halting import Rule, halting_dtype
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
 _LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would be felt
+_FEW_LANES = 64  # of which each may look at all
 _SEGMENT_BASE = 16
 _SEGMENT_STEPS = 6  # ponder steps an input whose residuals are kept without being asked
 _SEGMENT_BYTES = 1 << 28  # and the memory that this may take, on a CPU
@@ -103,6 +104,16 @@ class Plan:
         if not self.layers:
             return self.take(leaf, position)
         return leaf.at[self.output_row(position)].get(mode="clip")
+
+    def count_up_to(self, mask: jax.Array) -> jax.Array:
+        """For each lane, how many hold of those up to it, itself included: int32 ``[lanes]``.
+
+        A running sum is a chain of half a dozen operations; of few lanes each counts for itself.
+        """
+        if self.lanes > _FEW_LANES:
+            return jnp.cumsum(mask, dtype=jnp.int32)
+        lane = jnp.arange(self.lanes)
+        return (mask[None] & (lane[None] <= lane[:, None])).sum(axis=1, dtype=jnp.int32)
 
     def put(self, leaf: jax.Array, position: jax.Array, rows: jax.Array) -> jax.Array:
         """Writes the lanes' rows at their positions; those at `idle` are dropped."""

@@ -137,7 +137,8 @@ class StickBreaking:
 
 @dataclasses.dataclass(frozen=True)
 class Graves:
-    """The rule of `actjax.halting` with ponder cost `time_penalty` (N + R) and no prior."""
+    """An objective for optimizers that stop: the weights of `actjax.halting.Graves`, the rule, with
+    ponder cost `time_penalty` (N + R) and no prior."""
 
     time_penalty: float = 1e-3
     epsilon: float = 0.01

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_like, check_positive
+from actjax._checks import check_like, check_loop_and_lanes, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
 from actjax.halting import FixedSteps, Graves, Ponder, Rule, chosen_rule, halting_dtype
@@ -38,7 +38,8 @@ class ACT(Recurrent):
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
       loop, lanes: as in `unroll`; or "kernel", the adaptive loop as one kernel each way, for cells
-        of Flax's own of up to 256 units: fast on a GPU, interpreted (slow) elsewhere.
+        of Flax's own of up to 256 units: fast on a GPU, interpreted (slow) elsewhere. It is written
+        in Pallas for Triton: JAX 0.10 to 0.12 have it, and later ones are to remove it.
       dtype: compute dtype of the cell, e.g. ``jnp.bfloat16``; halting stays in float32.
       rngs: `nnx.Rngs`.
 
@@ -66,9 +67,7 @@ class ACT(Recurrent):
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         check_positive("max_steps", max_steps)
-        check_choice("loop", loop, ("while", "scan", "kernel"))
-        if lanes is not None:
-            check_positive("lanes", lanes)
+        check_loop_and_lanes(loop, lanes, "kernel")
         refusal = kernel.kernel_supports(self.cell) if loop == "kernel" else None
         if refusal:
             raise ValueError(refusal)

@@ -1,5 +1,11 @@
-"""``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given."""
+"""``loop="kernel"`` for `ACT`: which networks it takes, and what of them it is given.
 
+The kernels are written in Pallas for Triton, which JAX says it will remove (it warns as they are
+lowered, from 0.12 on). So they are imported where they are asked for, and nothing else needs them.
+"""
+
+import importlib
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,7 +16,6 @@ from jax import lax
 from actjax._checks import check_closed, check_lengths
 from actjax._loop import kernel_cells as cells
 from actjax._loop.devices import by_device
-from actjax._loop.kernel import Network, kernel
 from actjax._loop.plan import lanes_of
 from actjax.nn.cells import CellStep
 
@@ -30,8 +35,28 @@ _ALLOWED = (
 )
 
 
+def _kernels() -> ModuleType | None:
+    """The module of the kernels; None where JAX is without what they are written in."""
+    try:
+        return importlib.import_module("actjax._loop.kernel")
+    except ImportError as error:
+        if not (error.name or "").startswith("jax"):
+            raise
+        return None
+
+
+def _without_kernels() -> str | None:
+    """That JAX has no Pallas for Triton, as one sentence; None if it has."""
+    if _kernels() is not None:
+        return None
+    known = "must have Pallas for Triton, as 0.10 to 0.12 do,"
+    return f"jax {known} for loop='kernel', got {jax.__version__}."
+
+
 def kernel_supports(cell: nnx.Module) -> str | None:
     """Why ``loop="kernel"`` does not take a cell, as one sentence; None if it does.
+
+    It may also be JAX that is without what the kernels are written in.
 
     Args:
       cell: the cell itself, such as ``model.cell`` of an `ACT`.
@@ -41,7 +66,9 @@ def kernel_supports(cell: nnx.Module) -> str | None:
     300 units.
     """
     found = _other(cell)
-    return None if found is None else f"cell must be {_ALLOWED} for loop='kernel', got {found}."
+    if found is not None:
+        return f"cell must be {_ALLOWED} for loop='kernel', got {found}."
+    return _without_kernels()
 
 
 def _other(cell: Any) -> str | None:
@@ -78,8 +105,12 @@ def run(step: CellStep, params, state, inputs, *, kind: type, lengths, lanes, **
       lengths, lanes, options: as in `actjax._loop.kernel.kernel`.
 
     Raises:
-      ValueError: inputs or a state that are not of float32 or bfloat16, or of open shapes.
+      ValueError: inputs or a state that are not of float32 or bfloat16, or of open shapes, or a JAX
+        without Pallas for Triton.
     """
+    kernels = _kernels()
+    if kernels is None:
+        raise ValueError(_without_kernels())
     batch, time = inputs.shape[:2]
     check_closed("kernel", batch, time)
     cell, flags, halt = params
@@ -99,9 +130,9 @@ def run(step: CellStep, params, state, inputs, *, kind: type, lengths, lanes, **
 
     def own_rows(shared, rows):
         (flags, weights, *halting), (inputs, leaves, lengths) = shared, rows
-        network = Network(inputs, flags, weights, *halting, leaves)
+        network = kernels.Network(inputs, flags, weights, *halting, leaves)
         own = lanes if lanes is None else lanes_of(lanes, batch, *inputs.shape[:2])
-        return kernel(what, network, lengths, lanes=own, **options)
+        return kernels.kernel(what, network, lengths, lanes=own, **options)
 
     shared = flags, weights, *halting
     final, outputs, ponder = by_device(own_rows, shared, (inputs, leaves, lengths), check_vma=False)

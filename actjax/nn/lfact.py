@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax._checks import check_choice, check_like, check_positive
+from actjax._checks import check_choice, check_like, check_loop_and_lanes, check_positive
 from actjax._layers import Layers
 from actjax._loop.rows import cast, is_float
 from actjax._streamable import Prepared
@@ -165,9 +165,7 @@ class LFACT(Recurrent):
         check_positive("max_layers", max_layers)
         check_choice("combine", combine, COMBINE)
         check_choice("attend", attend, ATTEND)
-        check_choice("loop", loop, ("while", "scan"))
-        if lanes is not None:
-            check_positive("lanes", lanes)
+        check_loop_and_lanes(loop, lanes)
         self.max_layers, self.attend, self.rule = max_layers, attend, chosen_rule(rule, epsilon)
         self.loop, self.lanes = loop, lanes
         carry = jax.tree.leaves(self.initial_carry(1))

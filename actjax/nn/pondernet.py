@@ -21,7 +21,7 @@ class PonderNet(Recurrent):
     The halting unit gives lambda_n, the probability to stop at step n if not before; nothing is
     averaged but the losses: `expected_loss` is what to train. Called, the network stops where
     little of the mass is left or, with `sample`, at a step drawn from the distribution, and gives
-    its last state.
+    its last state. Its rule alone, for steps of your own, is `actjax.halting.PonderNet`.
 
     Args:
       in_features, hidden_features, cell, max_steps, loop, lanes, dtype, rngs: as in `ACT`.
@@ -63,9 +63,7 @@ class PonderNet(Recurrent):
     ):
         super().__init__(in_features, hidden_features, cell=cell, flag=True, dtype=dtype, rngs=rngs)
         checks.check_positive("max_steps", max_steps)
-        checks.check_choice("loop", loop, ("while", "scan"))
-        if lanes is not None:
-            checks.check_positive("lanes", lanes)
+        checks.check_loop_and_lanes(loop, lanes)
         self.max_steps, self.prior, self.epsilon = max_steps, prior, epsilon
         self.rule()  # which refuses the latter two
         self.loop, self.lanes = loop, lanes

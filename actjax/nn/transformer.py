@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from actjax._checks import check_choice, check_lengths, check_positive, check_rngs
+from actjax._checks import (
+    check_choice,
+    check_lengths,
+    check_loop_and_lanes,
+    check_positive,
+    check_rngs,
+)
 from actjax._unroll import ponder
 from actjax.halting import Ponder, Rule, Threshold, chosen_rule, halting_dtype
 from actjax.steps import by_position, start_positions
@@ -98,11 +104,9 @@ class UniversalTransformer(nnx.Module):
         check_positive("heads", heads)
         check_positive("max_steps", max_steps)
         check_choice("halt", halt, ("positions", "sequence"))
-        check_choice("loop", loop, ("while", "scan"))
+        check_loop_and_lanes(loop, lanes)
         if hidden_features is not None:
             check_positive("hidden_features", hidden_features)
-        if lanes is not None:
-            check_positive("lanes", lanes)
         if features % heads:
             raise ValueError(f"heads must divide features = {features}, got {heads!r}.")
         self.features, self.max_steps, self.dtype = features, max_steps, dtype

@@ -60,9 +60,8 @@ def sample(
     check_choice("layout", layout, LAYOUTS)
 
     count_key, sign_key, place_key = jax.random.split(key, 3)
-    count = jax.random.randint(
-        count_key, (batch_size, 1), min_bits, max_bits + 1, jnp.int32
-    )  # [B, 1]
+    shape = (batch_size, 1)
+    count = jax.random.randint(count_key, shape, min_bits, max_bits + 1, jnp.int32)
     place = jnp.broadcast_to(jnp.arange(bits, dtype=jnp.int32), (batch_size, bits))
     if layout == "scattered":
         place = _random_order(place_key, batch_size, bits)
