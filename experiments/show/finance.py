@@ -261,7 +261,7 @@ def section(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
         if picture:
             heading = f"<h3>{figure['number']}: {figure['title']}</h3>"
             parts.append(heading + markup.note(f"Paper: {figure['says']}") + picture)
-    parts += [markup.heading(path, summary) for path, summary in found]
+    parts += [markup.folded(markup.heading(path, summary), "") for path, summary in found]
     return "\n".join(parts)
 
 
