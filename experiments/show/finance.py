@@ -165,8 +165,8 @@ def size(members: Members, path: pathlib.Path) -> bool:
         trained = lambda kind: np.mean([m["training_rows"] for m in kind])
         points = [(trained(kind), *mean_and_error(by_seed(kind))) for kind in kinds]
         rows, mean, error = np.array(sorted(points)).T
-        style = {"color": color, "marker": ".", "label": label}
-        axes.errorbar(rows, mean, error if np.isfinite(error).all() else None, capsize=3, **style)
+        look = {"color": color, "marker": ".", "label": label, "capsize": 3}
+        axes.errorbar(rows, mean, error if np.isfinite(error).all() else None, **look)
     axes.set_xlabel("rows trained on")
     axes.set_ylabel("test F1, all instances")
     axes.set_title(_seeds(members), fontsize=9)
