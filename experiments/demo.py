@@ -81,8 +81,8 @@ def main(tasks: dict[str, Task], argv: list[str]):
         stream(network, held_out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from there") from None
-    spent = time.perf_counter() - begun
-    print(f"\nfigures: {demo.out}/*.png. All of it took {spent // 60:.0f}:{spent % 60:02.0f}.")
+    minutes, seconds = divmod(round(time.perf_counter() - begun), 60)
+    print(f"\nfigures: {demo.out}/*.png. All of it took {minutes}:{seconds:02}.")
 
 
 def how_long(demo: Demo) -> str:
