@@ -22,7 +22,8 @@ class Step(Protocol):
     Rows must not interact, and a row's result must not depend on its place among them or on their
     number, as noise drawn for all rows does: what belongs to a row, a PRNG key of its own or its
     index, goes into x or the state. A read-out that is not linear belongs into the state, so that
-    its mean is taken. Under ``loop="while"`` a step may have no effects, as `jax.debug.print` has.
+    its mean is taken. Under ``loop="while"`` a step may have no effects, such as `jax.debug.print`:
+    ``loop="scan"`` runs such a step as it stands, with the same numbers.
 
     >>> def step(params, state, x, first):  # a cell without a read-out; halts by its first unit
     ...     h, n = state

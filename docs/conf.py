@@ -2,11 +2,14 @@
 
 import hashlib
 import importlib
+import inspect
 import os
 import pathlib
+import re
 
 from docutils import nodes
 from sphinx.util import logging
+from sphinx.util.inspect import stringify_signature
 
 import actjax
 
@@ -94,7 +97,20 @@ def skip_fields(app, what, name, obj, skip, options):
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
+def show_init(app, what, name, obj, options, signature, annotation):
+    """The arguments of a Flax module, whose metaclass has none but `*args, **kwargs`; a protocol
+    has none."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    own = inspect.signature(obj.__init__)
+    own = own.replace(parameters=[*own.parameters.values()][1:])  # without self
+    text = stringify_signature(own, show_annotation=False, show_return_annotation=False)
+    text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text)
+    return "" if text == signature else text, None
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", show_init)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", list_external_links)
     app.connect("env-check-consistency", check_public_names)

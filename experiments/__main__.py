@@ -10,7 +10,10 @@ from experiments import learned, run, tasks
 
 # name -> (module with main(tasks, argv), what it does)
 COMMANDS = {
-    "demo": ("experiments.demo", "plain, Repeat and ACT side by side on parity and wikipedia"),
+    "demo": (
+        "experiments.demo",
+        "what pondering buys, in 4 minutes: difficulty, a budget, text, a stream",
+    ),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
     "figures": (
         "experiments.show.sweeps",

@@ -11,7 +11,8 @@ from jax import lax
 
 from actjax.learned.problems import Images
 from actjax.learned.problems.classifier import _convolve
-from experiments.learned import baselines, compare
+from experiments.__main__ import main
+from experiments.learned import baselines, compare, figures
 from experiments.learned.problems import PROBLEMS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,3 +53,20 @@ def test_two_updates_of_the_cifar10_experiment(tmp_path, monkeypatch):
     assert result["meta_updates"] == 2 and result["learned"]["sum"] > 0
     assert {"final", "summed"} == result["baselines"]["adam"].keys()
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "run" / "result.json").rename(tmp_path / "learned" / "small.json")
+    assert main(["figures", "learned", "--results", str(tmp_path)]) == 0  # from the file alone
+    drawn = (tmp_path / "learned" / "small_loss.png").read_bytes()
+    assert drawn == (tmp_path / "run" / "loss.png").read_bytes()
+
+
+def test_a_diverging_baseline_leaves_the_figure_and_does_not_flatten_it(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_, **__: shown.append(figure))
+    steady = np.linspace(2, 1, 20)
+    learned = {"mean": steady, "median": steady, "low": steady / 2, "high": steady * 2}
+    curves = figures.as_json({"lstm": learned, "sgd": {"mean": 2 * 10.0 ** np.arange(20)}})
+    curves["sgd"]["mean"][-1] = None  # as JSON holds what is not finite
+    figures.loss_curves(tmp_path / "loss.png", curves, ylabel="loss")
+    low, high = shown[0].axes[0].get_ylim()
+    assert 0.4 < low < 0.5 and 4 < high < 5  # the band, with a margin

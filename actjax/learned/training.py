@@ -28,12 +28,20 @@ MakeFamily = Callable[[Any], Family]  # data -> family; data is what `fit` hands
 
 
 class MetaExtra(NamedTuple):
-    """What a meta-training run carries besides the optimizer's parameters."""
+    """What a meta-training run carries, as `state.extra`, besides the optimizer's parameters.
 
-    rollout: meta.Rollout  # the problems in progress
-    best: meta.LearnedOptimizer  # the parameters with the lowest validation loss so far
-    best_loss: jax.Array  # theirs; inf before the first validation
-    validation_loss: jax.Array  # of the last validation; inf before the first
+    Attributes:
+      rollout: the problems in progress.
+      best: the optimizer with the lowest validation loss so far, which is the one to use: what
+        `state.model` holds is only the last.
+      best_loss: its validation loss; inf before the first validation.
+      validation_loss: of the last validation; inf before the first.
+    """
+
+    rollout: meta.Rollout
+    best: meta.LearnedOptimizer
+    best_loss: jax.Array
+    validation_loss: jax.Array
 
 
 class Objective(NamedTuple):

@@ -32,7 +32,8 @@ class ACT(Recurrent):
       cell: a cell class or factory ``cell(in_features, hidden_features, rngs=...)``, e.g.
         `nnx.SimpleCell`, `nnx.GRUCell`, `nnx.LSTMCell`, `nnx.OptimizedLSTMCell`, or one of your
         own: see `Recurrent`.
-      max_steps: M, the limit on ponder steps at one input (eq 13).
+      max_steps: M, the limit on ponder steps at one input (eq 13). ``model.max_steps`` may be set
+        later: a trained network may be given more steps, or fewer, at evaluation.
       epsilon: lets a first step halt (eq 7); 0.01 unless given.
       rule: a `halting.Rule` in the place of Graves' and its epsilon, as in `unroll`.
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts

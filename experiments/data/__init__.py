@@ -44,7 +44,10 @@ def load_text(source: str) -> np.ndarray:
         return text.read(EMBEDDED)
     if source in DOWNLOADS and not pathlib.Path(source).exists():
         return text.read(download(source, DOWNLOADS[source], cache_folder()))
-    return text.read(source)
+    try:
+        return text.read(source)
+    except ValueError as error:  # which calls it path, as the library does
+        raise ValueError(f"data{str(error).removeprefix('path')}") from error
 
 
 def cache_folder() -> pathlib.Path:

@@ -180,8 +180,8 @@ def size(members: Members, path: pathlib.Path) -> bool:
         trained = lambda kind: np.mean([m["training_rows"] for m in kind])
         points = [(trained(kind), *mean_and_error(by_seed(kind))) for kind in kinds]
         rows, mean, error = np.array(sorted(points)).T
-        style = {"color": color, "marker": ".", "label": label}
-        axes.errorbar(rows, mean, error if np.isfinite(error).all() else None, capsize=3, **style)
+        look = {"color": color, "marker": ".", "label": label, "capsize": 3}
+        axes.errorbar(rows, mean, error if np.isfinite(error).all() else None, **look)
     axes.set_xlabel("rows trained on")
     axes.set_ylabel("test F1, all instances")
     axes.set_title(_seeds(members), fontsize=9)
@@ -296,7 +296,7 @@ def section(found: list[tuple[pathlib.Path, dict[str, Any]]]) -> str:
         if picture:
             heading = f"<h3>{figure['number']}: {figure['title']}</h3>"
             parts.append(heading + markup.note(f"Paper: {figure['says']}") + picture)
-    parts += [markup.heading(path, summary) for path, summary in found]
+    parts += [markup.folded(markup.heading(path, summary), "") for path, summary in found]
     return "\n".join(parts)
 
 

@@ -200,9 +200,8 @@ def kinds(summary: dict[str, Any], path: pathlib.Path) -> bool:
 
 def _who(summary: dict[str, Any], member: dict[str, Any]) -> str:
     """Which network a figure of single inputs shows, and why that one."""
-    one = (
-        f"{name(member)}, seed {member['seed']}, mean N {member['evaluation']['ponder_steps']:.2f}"
-    )
+    steps = member["evaluation"]["ponder_steps"]
+    one = f"{name(member)}, seed {member['seed']}, mean N {steps:.2f}"
     others = [m for m in summary["members"] if m["model"] == member["model"] and m is not member]
     if not others:
         return one

@@ -26,8 +26,8 @@ def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
     figure, axes = plt.subplots(figsize=(4.6, 3.6))
     for place, (model, values) in enumerate(scores.items()):
         mean, error = mean_and_error(values)
-        style = {"color": MODELS[model][1], "alpha": 0.75, "width": 0.65}
-        axes.bar(place, mean, **style, **whiskers(error))
+        look = {"color": MODELS[model][1], "alpha": 0.75, "width": 0.65}
+        axes.bar(place, mean, **look, **whiskers(error))
         axes.plot([place] * len(values), values, "k.", markersize=4)
         note = f"{mean:.3f}"
         if model != "rnn" and "rnn" in scores:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-WIDEST, COLORS = 960, 64  # of a picture: the page's own width, and what keeps it small
+WIDEST, COLORS = 960, 128  # of a picture: the page's own width, and what keeps it small
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -78,7 +78,7 @@ def picture(path: pathlib.Path) -> str:
         if image.width > WIDEST:
             height = round(image.height * WIDEST / image.width)
             image = image.resize((WIDEST, height), Image.Resampling.LANCZOS)
-        few = image.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few = image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(packed, "png", optimize=True)
     data = base64.b64encode(packed.getvalue()).decode()
     size = f"width={image.width} height={image.height}"

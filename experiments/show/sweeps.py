@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from experiments.learned import figures as of_learned
 from experiments.options import require
 from experiments.record import check_folder, print_table
-from experiments.show import fojo, graves, language
+from experiments.show import fojo, graves, language, learned
 from experiments.show.papers import PAPERS, RESULTS, members, summaries
 from experiments.show.pool import pooled
 from experiments.task import Task, asked_for
@@ -76,7 +77,10 @@ class Options:
 
 
 def main(tasks: dict[str, Task], argv: list[str]):
-    """Draws the figures of one task and prints what they show."""
+    """Draws the figures of one task, or of the learned optimizers, and prints what they show."""
+    if argv[:1] == ["learned"]:
+        redraw_learned(argv[1:])
+        return
     task, words = asked_for("figures", tasks, argv)
     prog = "python -m experiments figures TASK"
     options = tyro.cli(Options, prog=prog, description=Options.__doc__, args=words)
@@ -88,6 +92,23 @@ def main(tasks: dict[str, Task], argv: list[str]):
     require(drawn, "results", allowed, str(options.results))
     rows = [{"figure": number, "shows": title, "file": str(path)} for number, title, path in drawn]
     print_table(f"Figures: {task.name}", rows)
+
+
+def redraw_learned(argv: list[str]):
+    """Draws what the results of learned optimizers hold, a file RESULT_FIGURE.png for each."""
+    prog = "python -m experiments figures learned"
+    folder = (
+        tyro.cli(Options, prog=prog, description=Options.__doc__, args=argv).results / "learned"
+    )
+    check_folder("results", folder)
+    drawn = [
+        picture
+        for path in sorted(folder.glob("*.json"))
+        for picture in of_learned.draw(learned.read(path), folder, f"{path.stem}_")
+    ]
+    allowed = "a folder with a folder learned of their result.json files, named anew"
+    require(drawn, "results", allowed, str(folder.parent))
+    print_table("Figures: learned optimizers", [{"file": str(path)} for path in drawn])
 
 
 def draw(task: Task, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path]]:
