@@ -126,6 +126,7 @@ def _settings(learned: LearnedOptimizer) -> dict[str, Any]:
         "preprocess": lstm.preprocess,
         "p": lstm.p,
         "see_params": bool(lstm.see_params),
+        "see_scale": bool(lstm.see_scale),
         "output_scale": lstm.output_scale,
         "output_bias": lstm.output_bias is not None,
     }

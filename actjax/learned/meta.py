@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from actjax._checks import check_positive
-from actjax.learned.features import as_tree, coordinates
+from actjax.learned.features import as_tree, coordinates, leaf_scales
 from actjax.learned.heads import Head, global_features
 from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM, LSTMState
 from actjax.learned.problems.family import Family
@@ -124,9 +124,9 @@ def _unroll_drawn(optimizer, family, rollout, steps, drawn):
 
     def step(carry, _):
         rollout, memory, moved = carry
-        seen = coordinates(rollout.gradient)[drawn]
+        seen = coordinates(rollout.gradient), None, _scales(constant.network, rollout.params)
         rollout, curves = optimizer_step(constant, family, rollout)
-        memory, update = optimizer.network(memory, seen)
+        memory, update = optimizer.network(memory, *jax.tree.map(lambda row: row[drawn], seen))
         moved = moved + update
         slope = coordinates(rollout.gradient)[drawn] / share
         nothing = (moved - lax.stop_gradient(moved)) * lax.stop_gradient(slope)
@@ -146,7 +146,9 @@ def optimizer_step(
     network = optimizer.network
     gradient = rollout.gradient if second_order else lax.stop_gradient(rollout.gradient)
     seen = coordinates(rollout.params) if network.see_params else None
-    memory, update = network(rollout.memory, coordinates(gradient), seen)
+    memory, update = network(
+        rollout.memory, coordinates(gradient), seen, _scales(network, rollout.params)
+    )
     params = jax.tree.map(jnp.add, rollout.params, as_tree(update, rollout.params))
     count = rollout.step + 1
     if second_order:
@@ -167,6 +169,11 @@ def optimizer_step(
         gradient=next_gradient,
     )
     return after, Curves(loss, scores)
+
+
+def _scales(network, params) -> jax.Array | None:
+    """What a network made with `see_scale` sees of the params; no derivative goes through it."""
+    return lax.stop_gradient(leaf_scales(params, batched=True)) if network.see_scale else None
 
 
 def score(head: Head, memory: LSTMState, rollout: Rollout, gradient: Any, count) -> jax.Array:

@@ -1,0 +1,101 @@
+"""Trains the optimizers that the library ships: `python -m experiments weights NAME`."""
+
+import dataclasses
+import pathlib
+import subprocess
+from typing import Any
+
+from actjax import learned, training
+from experiments import record, run
+from experiments.learned import train
+from experiments.learned.problems import PROBLEMS
+from experiments.options import Place, Preset, as_json, parse, require
+
+# name -> its stages: what is learned on, and the preset; each begins with the network before
+STAGES = {
+    "quadratic": (("quadratic", "weights"),),
+    "regression": (("regression", "weights"), ("regression", "weights-head")),
+    "mlp": (("networks", "weights"),),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights(Place, Preset):
+    """Train an optimizer that the library ships, as it was trained.
+
+    Writes NAME.npz, for `learned.load`, and NAME.json, the record of its model card.
+
+    Presets: full (as shipped), short (a hundredth of it, to try).
+    """
+
+    shorter: int = 1
+    """Divides the meta-updates of every stage."""
+
+
+PRESETS = {"full": Weights(), "short": Weights(shorter=100)}
+
+
+def main(command: str, argv: list[str]):
+    """`weights NAME`: trains, and leaves NAME.npz and NAME.json in the run's folder."""
+    known = f"one of {', '.join(STAGES)}, as in: python -m experiments {command} mlp"
+    name = argv[0] if argv else None
+    require(name in STAGES, "NAME", known, name)
+    options = parse(f"{command} {name}", PRESETS, argv[1:], check)
+    record.check_folder("out", options.out)
+    folder = options.out or pathlib.Path("runs") / command / name
+    before, stages = None, []
+    for number, (problem, preset) in enumerate(STAGES[name]):
+        before, found = train_stage(folder / str(number), problem, preset, options, before)
+        stages.append(found)
+    learned.save(folder / f"{name}.npz", before)
+    card = {
+        "name": name,
+        "stages": stages,
+        "command": record.command(),
+        "commit": commit(),
+        **record.environment(),
+    }
+    training.write_json(folder / f"{name}.json", card)
+    print(f"{folder}/{name}.npz")
+
+
+def train_stage(
+    folder: pathlib.Path, name: str, preset: str, options: Weights, before: Any
+) -> tuple[learned.LearnedOptimizer, dict[str, Any]]:
+    """One run of `name`'s meta-training, its record beside it."""
+    problem = PROBLEMS[name]
+    chosen = problem.presets[preset]
+    chosen = dataclasses.replace(
+        chosen,
+        preset=preset,
+        out=folder,
+        resume=options.resume and folder.exists(),
+        steps=max(chosen.steps // options.shorter, 1),
+        network_from=folder.parent / str(int(folder.name) - 1) if before else None,
+    )
+    run.claim(folder, as_json(name, chosen), chosen)
+    with run.interruptible(folder):
+        found = train.train(name, problem, chosen, folder, problem.load(chosen))
+    rows = training.read_metrics(folder / "metrics.jsonl")
+    config = as_json(name, chosen) | {"network_from": "the stage before" if before else None}
+    return found, {
+        "config": config,
+        "meta_updates": rows[-1]["step"],
+        "seconds": rows[-1]["seconds"],
+        "validation_loss": min(row["validation_loss"] or 1e30 for row in rows),
+    }
+
+
+def check(options: Weights):
+    require(options.shorter >= 1, "shorter", "at least 1", options.shorter)
+
+
+def commit() -> str:
+    """The commit that a run was made from, "-dirty" where files differ from it."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parent
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
