@@ -168,7 +168,7 @@ NETWORKS = NetworksOptions(
     columns=4000,
     steps=1000,
     validate_every=250,
-    validation_size=24,
+    validation_size=12,
     test_size=24,
     test_steps=100,
     tuning_size=24,
@@ -180,7 +180,7 @@ PROBLEMS = {
         presets={
             "demo": QuadraticOptions(),
             "paper": QuadraticOptions(**EPOCHS, validate_every=10 * 80 * 5),
-            "weights": QuadraticOptions(steps=10_000),
+            "weights": QuadraticOptions(steps=4000),
         },
         make_family=lambda options: lambda data: quadratic(options.dim, options.draw),
         kind=lambda options: options.draw,
@@ -193,7 +193,7 @@ PROBLEMS = {
             "paper": RegressionOptions(
                 max_condition=1.0, observations=100, validate_every=4000, **EPOCHS
             ),
-            "weights": RegressionOptions(steps=5000, **SHORT),
+            "weights": RegressionOptions(steps=2500, **SHORT),
             "weights-head": RegressionOptions(
                 optimizer="act", train_network=False, **HEAD, **SHORT
             ),
@@ -207,7 +207,10 @@ PROBLEMS = {
         ylabel="mean NLL per observation, nats",
     ),
     "networks": Problem(
-        presets={"demo": NETWORKS, "weights": dataclasses.replace(NETWORKS, steps=6000)},
+        presets={
+            "demo": NETWORKS,
+            "weights": dataclasses.replace(NETWORKS, steps=4000, validate_every=500),
+        },
         make_family=lambda options: lambda data: mixture(),
         kind=lambda options: "mixture",
         ylabel="loss, in units of the first",
