@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax import lax
 
@@ -18,14 +19,49 @@ from actjax.learned.features import as_tree, coordinates, leaf_scales
 from actjax.learned.heads import Head, global_features
 from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM, LSTMState
 from actjax.learned.problems.family import Family
+from actjax.learned.transform import act_optimizer, lstm_optimizer
 
 
 class LearnedOptimizer(nnx.Module):
-    """The parameters of an optimizer: the network, and the halting head where it has one."""
+    """The parameters of an optimizer: the network, and the halting head where it has one.
 
-    def __init__(self, network: CoordinatewiseLSTM | GroupedLSTM, head: Head | None = None):
+    Args:
+      network: steps.
+      head: scores the chance to stop.
+      posterior: what its scores mean, where that is settled; see `act_optimizer`.
+      stop: the rule by which it then stops, likewise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from actjax import learned
+      >>> optimizer = learned.load("regression").optimizer()
+      >>> found = learned.minimize(optimizer, lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3),
+      ...                          max_steps=200)
+      >>> bool(found.halted), bool(found.loss < 0.1)
+      (True, True)
+    """
+
+    def __init__(
+        self,
+        network: CoordinatewiseLSTM | GroupedLSTM,
+        head: Head | None = None,
+        posterior: Any = None,
+        stop: Any = None,
+    ):
         self.network = network
         self.head = head
+        self.posterior = posterior
+        self.stop = stop
+
+    def optimizer(self, **options) -> optax.GradientTransformationExtraArgs:
+        """Itself as an Optax transformation: `act_optimizer` with a head, else `lstm_optimizer`.
+
+        Args:
+          **options: `nonfinite` and `state_dtype` of either.
+        """
+        if self.head is None:
+            return lstm_optimizer(self.network, **options)
+        return act_optimizer(self.network, self.head, self.posterior, stop=self.stop, **options)
 
 
 class Rollout(NamedTuple):

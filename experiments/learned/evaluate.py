@@ -30,9 +30,18 @@ def test_keys(options: LearnedOptions, *, rounds: bool = True) -> tuple[int, lis
 
 
 def test_curves(
-    learned, make_family, options: LearnedOptions, *, steps: int, data: Any = ()
+    learned,
+    make_family,
+    options: LearnedOptions,
+    *,
+    steps: int,
+    data: Any = (),
+    key: jax.Array | None = None,
 ) -> dict[str, np.ndarray]:
-    """Losses, halting scores [problems, steps] and difficulty [problems] on fresh problems."""
+    """Losses, halting scores [problems, steps] and difficulty [problems] on fresh problems.
+
+    They are those of the test, or, with a `key`, one round of others.
+    """
 
     @jax.jit
     def chunk(learned, key, data):
@@ -50,7 +59,7 @@ def test_curves(
         _, (losses, scores, norms) = jax.lax.scan(step, rollout, length=steps)
         return losses.T, scores.T, norms.T, difficulty
 
-    _, keys = test_keys(options)
+    keys = test_keys(options)[1] if key is None else [key]
     parts = [chunk(learned, key, data) for key in keys]
     names = ("losses", "scores", "norms", "difficulty")
     return {

@@ -154,7 +154,7 @@ def _images(options: type, load, model: Model, demo: dict, paper: dict) -> Probl
 PACE = {"validation_size": 15_000, "log_every": 400, "checkpoint_every": 4000}
 EPOCHS = {"steps": 120 * 80 * 5, "learning_rate": 1e-3, **PACE}  # x batches of 125 x windows
 HEAD = {"steps": 800, "learning_rate": 1e-2, "batch_size": 64, "validate_every": 100}
-HEAD |= {"validation_size": 500, "log_every": 50, "checkpoint_every": 200}
+HEAD |= {"validation_size": 500, "log_every": 50, "checkpoint_every": 200, "gap_weight": 1.0}
 SHORT = {"test_size": 4000, "test_steps": 100}
 MNIST = {"columns": 1000, "steps": 600, "validation_size": 4, "test_size": 16}
 CIFAR10 = {"steps": 400, "validation_size": 2, "test_size": 8, "tuning_size": 4}

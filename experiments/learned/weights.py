@@ -5,9 +5,14 @@ import pathlib
 import subprocess
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from actjax import learned, training
+from actjax.learned.stopping import at_step, first_step, halting_states
 from experiments import record, run
-from experiments.learned import train
+from experiments.learned import evaluate, train
 from experiments.learned.problems import PROBLEMS
 from experiments.options import Place, Preset, as_json, parse, require
 
@@ -32,6 +37,8 @@ class Weights(Place, Preset):
     """Divides the meta-updates of every stage."""
 
 
+THRESHOLDS = [round(0.02 * n, 2) for n in range(1, 50)]
+VALIDATION_SEED = 29
 PRESETS = {"full": Weights(), "short": Weights(shorter=100)}
 
 
@@ -47,9 +54,13 @@ def main(command: str, argv: list[str]):
     for number, (problem, preset) in enumerate(STAGES[name]):
         before, found = train_stage(folder / str(number), problem, preset, options, before)
         stages.append(found)
+    chosen = {}
+    if before.head is not None:
+        before, chosen = with_rule(before, problem, preset)
     learned.save(folder / f"{name}.npz", before)
     card = {
         "name": name,
+        **chosen,
         "stages": stages,
         "command": record.command(),
         "commit": commit(),
@@ -83,6 +94,34 @@ def train_stage(
         "meta_updates": rows[-1]["step"],
         "seconds": rows[-1]["seconds"],
         "validation_loss": min(row["validation_loss"] or 1e30 for row in rows),
+    }
+
+
+def with_rule(
+    found: learned.LearnedOptimizer, name: str, preset: str
+) -> tuple[learned.LearnedOptimizer, dict[str, Any]]:
+    """The optimizer with the threshold of least loss and price on fresh validation problems."""
+    problem = PROBLEMS[name]
+    options = problem.presets[preset]
+    belief, price = train.posterior(options), evaluate.step_price(options)
+    drawn = dataclasses.replace(options, test_size=2000)
+    family = problem.make_family(options)
+    key = jax.random.key(VALIDATION_SEED)
+    curves = evaluate.test_curves(found, family, drawn, steps=options.horizon, key=key)
+    losses, scores = jnp.asarray(curves["losses"]), jnp.asarray(curves["scores"])
+    mass = halting_states(belief, scores).mass
+    costs = []
+    for threshold in THRESHOLDS:
+        steps = first_step(mass > threshold)
+        costs.append(float((at_step(losses, steps) + price * steps).mean()))
+    best = int(np.argmin(costs))
+    rule = learned.MassRule(THRESHOLDS[best])
+    return learned.LearnedOptimizer(found.network, found.head, belief, rule), {
+        "threshold": rule.threshold,
+        "validation_cost": costs[best],
+        "validation_cost_of_best_constant": float(
+            (losses.mean(0) + price * jnp.arange(1, losses.shape[1] + 1)).min()
+        ),
     }
 
 

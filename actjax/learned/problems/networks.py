@@ -1,5 +1,5 @@
-"""A mixture of small networks to train, on data made on the device: an optimizer that has learned on
-them is of use on others.
+"""Small networks of many kinds to train, on data made on the device: an optimizer that has learned
+on them is of use on others.
 
 Each problem draws its own activation, loss, first weights, data and teacher. Its loss is divided by
 that of its first weights, so that no kind of problem outweighs another, and grows like a logarithm
