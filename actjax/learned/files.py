@@ -182,8 +182,8 @@ def _build(settings: dict[str, Any]) -> LearnedOptimizer:
     return LearnedOptimizer(
         network,
         None if head is None else Head(**head, rngs=rngs),
-        _record(settings["posterior"], POSTERIORS),
-        _record(settings["stop"], RULES),
+        _record(settings.get("posterior"), POSTERIORS),
+        _record(settings.get("stop"), RULES),
     )
 
 

@@ -28,7 +28,7 @@ from experiments.learned import figures, images
 from experiments.options import Preset, parse, require
 
 DIGITS = pathlib.Path(__file__).parent.parent / "data" / "digits.npz"
-COARSE = tuple(k / 4 for k in range(-13, 1))  # log10 of rates, 6e-4 to 1
+COARSE = tuple(k / 4 for k in range(-12, -1))  # log10 of rates, .001 to .3
 FINE = tuple(k / 16 for k in (-3, -2, -1, 1, 2, 3))  # around the best of them
 BATCH = 64
 SEED = 2017

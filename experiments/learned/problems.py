@@ -70,7 +70,8 @@ class RegressionOptions(LearnedOptions):
     """Learn to fit linear functions, and when to stop: problems of mixed condition numbers.
 
     Presets: demo (minutes on two cores), two (2 parameters), paper (10 parameters, inputs from a
-    standard normal, 120 epochs).
+    standard normal, 120 epochs), head (the halting head of the library's `regression`, which needs
+    --network-from).
     """
 
     dim: int = 10
@@ -153,7 +154,7 @@ def _images(options: type, load, model: Model, demo: dict, paper: dict) -> Probl
 
 PACE = {"validation_size": 15_000, "log_every": 400, "checkpoint_every": 4000}
 EPOCHS = {"steps": 120 * 80 * 5, "learning_rate": 1e-3, **PACE}  # x batches of 125 x windows
-HEAD = {"steps": 800, "learning_rate": 1e-2, "batch_size": 64, "validate_every": 100}
+HEAD = {"steps": 400, "learning_rate": 1e-2, "batch_size": 64, "validate_every": 100}
 HEAD |= {"validation_size": 500, "log_every": 50, "checkpoint_every": 200, "gap_weight": 1.0}
 SHORT = {"test_size": 4000, "test_steps": 100}
 MNIST = {"columns": 1000, "steps": 600, "validation_size": 4, "test_size": 16}
@@ -180,7 +181,6 @@ PROBLEMS = {
         presets={
             "demo": QuadraticOptions(),
             "paper": QuadraticOptions(**EPOCHS, validate_every=10 * 80 * 5),
-            "weights": QuadraticOptions(steps=4000),
         },
         make_family=lambda options: lambda data: quadratic(options.dim, options.draw),
         kind=lambda options: options.draw,
@@ -193,10 +193,7 @@ PROBLEMS = {
             "paper": RegressionOptions(
                 max_condition=1.0, observations=100, validate_every=4000, **EPOCHS
             ),
-            "weights": RegressionOptions(steps=2500, **SHORT),
-            "weights-head": RegressionOptions(
-                optimizer="act", train_network=False, **HEAD, **SHORT
-            ),
+            "head": RegressionOptions(optimizer="act", train_network=False, **HEAD, **SHORT),
         },
         make_family=lambda options: (
             lambda data: regression(

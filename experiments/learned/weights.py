@@ -18,8 +18,8 @@ from experiments.options import Place, Preset, as_json, parse, require
 
 # name -> its stages: what is learned on, and the preset; each begins with the network before
 STAGES = {
-    "quadratic": (("quadratic", "weights"),),
-    "regression": (("regression", "weights"), ("regression", "weights-head")),
+    "quadratic": (("quadratic", "demo"),),
+    "regression": (("regression", "demo"), ("regression", "head")),
     "mlp": (("networks", "weights"),),
 }
 
@@ -79,6 +79,7 @@ def train_stage(
     chosen = dataclasses.replace(
         chosen,
         preset=preset,
+        baselines=False,
         out=folder,
         resume=options.resume and folder.exists(),
         steps=max(chosen.steps // options.shorter, 1),
