@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from actjax import learned, training
+from actjax.learned import HaltState
 from actjax.learned.stopping import at_step, first_step, halting_states
 from experiments import record, run
-from experiments.learned import evaluate, train
+from experiments.learned import baselines, evaluate, train
 from experiments.learned.problems import PROBLEMS
 from experiments.options import Place, Preset, as_json, parse, require
 
@@ -62,8 +63,8 @@ def main(command: str, argv: list[str]):
         "name": name,
         **chosen,
         "stages": stages,
+        "tested": tested(before, problem, preset),
         "command": record.command(),
-        "commit": commit(),
         **record.environment(),
     }
     training.write_json(folder / f"{name}.json", card)
@@ -86,6 +87,9 @@ def train_stage(
         network_from=folder.parent / str(int(folder.name) - 1) if before else None,
     )
     run.claim(folder, as_json(name, chosen), chosen)
+    begun = folder / "commit"
+    if not begun.exists():
+        begun.write_text(commit())
     with run.interruptible(folder):
         found = train.train(name, problem, chosen, folder, problem.load(chosen))
     rows = training.read_metrics(folder / "metrics.jsonl")
@@ -94,6 +98,7 @@ def train_stage(
         "config": config,
         "meta_updates": rows[-1]["step"],
         "seconds": rows[-1]["seconds"],
+        "commit": begun.read_text(),
         "validation_loss": min(row["validation_loss"] or 1e30 for row in rows),
     }
 
@@ -123,6 +128,43 @@ def with_rule(
         "validation_cost_of_best_constant": float(
             (losses.mean(0) + price * jnp.arange(1, losses.shape[1] + 1)).min()
         ),
+    }
+
+
+def tested(found: learned.LearnedOptimizer, name: str, preset: str) -> dict[str, Any]:
+    """Losses on fresh problems of the kind that was trained on, beside Adam's at its best rate."""
+    problem = PROBLEMS[name]
+    options = problem.presets[preset]
+    options = dataclasses.replace(options, test_size=min(options.test_size, 2000))
+    family = problem.make_family(options)
+    steps, count = options.horizon, options.test_size
+    curves = evaluate.test_curves(found, family, options, steps=steps)
+    losses = curves["losses"]
+    rate = baselines.tune(family, "adam", options)["summed"]
+    adam = baselines.curves(
+        family, "adam", rate, evaluate.test_keys(options)[1][0], count=count, steps=steps
+    )
+    row = {
+        "problems": count,
+        "learned": evaluate.summarise(losses) | {"sum": float(losses.sum(1).mean())},
+        "adam": evaluate.summarise(np.asarray(adam.T)) | {"sum": float(adam.sum(0).mean())},
+        "adam_rate": rate,
+    }
+    if found.head is None:
+        return row
+    price = evaluate.step_price(options)
+    mass = halting_states(found.posterior, jnp.asarray(curves["scores"])).mass
+    at = first_step(found.stop(HaltState(None, None, None, mass, None)))
+    fixed = losses.mean(0) + price * np.arange(1, steps + 1)
+    best = evaluate.oracle_steps(jnp.asarray(losses), price)
+    cost = lambda at: float((at_step(jnp.asarray(losses), at) + price * at).mean())
+    return row | {
+        "price": price,
+        "steps": evaluate.spread(at) | {"min": int(at.min()), "max": int(at.max())},
+        "loss_at_halt": float(at_step(jnp.asarray(losses), at).mean()),
+        "spearman_difficulty": evaluate.spearman(at, curves["difficulty"]),
+        "cost": {"learned": cost(at), "best_constant": float(fixed.min()), "oracle": cost(best)},
+        "best_constant_step": int(fixed.argmin()) + 1,
     }
 
 
