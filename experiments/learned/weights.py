@@ -36,6 +36,8 @@ class Weights(Place, Preset):
 
     shorter: int = 1
     """Divides the meta-updates of every stage."""
+    most: int | None = None
+    """Ends every stage after so many; with --resume, a run that was stopped there."""
 
 
 THRESHOLDS = [round(0.02 * n, 2) for n in range(1, 50)]
@@ -77,13 +79,14 @@ def train_stage(
     """One run of `name`'s meta-training, its record beside it."""
     problem = PROBLEMS[name]
     chosen = problem.presets[preset]
+    planned = max(chosen.steps // options.shorter, 1)
     chosen = dataclasses.replace(
         chosen,
         preset=preset,
         baselines=False,
         out=folder,
         resume=options.resume and folder.exists(),
-        steps=max(chosen.steps // options.shorter, 1),
+        steps=min(planned, options.most or planned),
         network_from=folder.parent / str(int(folder.name) - 1) if before else None,
     )
     run.claim(folder, as_json(name, chosen), chosen)
@@ -97,6 +100,7 @@ def train_stage(
     return found, {
         "config": config,
         "meta_updates": rows[-1]["step"],
+        "planned": planned,
         "seconds": rows[-1]["seconds"],
         "commit": begun.read_text(),
         "validation_loss": min(row["validation_loss"] or 1e30 for row in rows),
@@ -170,6 +174,7 @@ def tested(found: learned.LearnedOptimizer, name: str, preset: str) -> dict[str,
 
 def check(options: Weights):
     require(options.shorter >= 1, "shorter", "at least 1", options.shorter)
+    require(options.most is None or options.most >= 1, "most", "at least 1", options.most)
 
 
 def commit() -> str:
