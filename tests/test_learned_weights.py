@@ -159,7 +159,7 @@ def test_meta_training_unrolls_what_the_transformation_does(quick_compilation):
         lambda: networks((5, 4, 3), batch_size=8, rows=16),
         lambda: networks((5, 4, 1), batch_size=8, rows=16, targets="values"),
         lambda: networks((5, 4, 3), batch_size=8, rows=16, targets="classes", pixels=True),
-        lambda: convolutions(5, (2, 3), 3, batch_size=8, rows=16),
+        lambda: convolutions(8, (2, 3), 3, batch_size=8, rows=16),
     ],
 )
 def test_networks_start_at_one_and_stay_finite(make):
@@ -179,6 +179,7 @@ def test_networks_start_at_one_and_stay_finite(make):
         (lambda: networks((2, 2), batch_size=0), "batch_size must be an integer of at least 1"),
         (lambda: convolutions(rows=0), "rows must be an integer of at least 1, got 0"),
         (lambda: networks((2, 2), targets="x"), "targets must be"),
+        (lambda: convolutions(6), "side must be a multiple of 4 for 2 convolutions, got 6."),
         (
             lambda: learned.lstm_optimizer(
                 learned.CoordinatewiseLSTM(2, **MOMENTS, rngs=nnx.Rngs(0)), state_dtype=jnp.bfloat16

@@ -148,9 +148,12 @@ def convolutions(
       rows: images in a data set.
     """
     depths, waves = (1, *channels), 5
-    small = side
-    for _ in channels:
-        small = -(-small // 2)
+    small, rest = divmod(side, 2 ** len(channels))
+    if rest or not small:
+        raise ValueError(
+            f"side must be a multiple of {2 ** len(channels)} for {len(channels)} convolutions, "
+            f"got {side!r}."
+        )
     flat = small * small * channels[-1]
     places = (jnp.arange(side) + 0.5) / side
     basis = jnp.cos(jnp.pi * places[:, None] * jnp.arange(waves)[None])  # [side, waves]
