@@ -41,9 +41,9 @@ def raw(gradient: jax.Array) -> jax.Array:
 def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradient in units of its own size, by running means as Adam keeps them.
 
-    After Lv et al. 2017, "Learning Gradient Descent: Better Generalization and Longer Horizons",
-    https://arxiv.org/abs/1703.03633, whose inputs (their eqs 4 and 5) are the first two features,
-    with decays of their own. With unbiased running means m of g and v of g^2,
+    After RNNprop (Lv et al. 2017, "Learning Gradient Descent: Better Generalization and Longer
+    Horizons", https://arxiv.org/abs/1703.03633), which sees g and m in units of sqrt(v), with one
+    decay for both. Here, of unbiased running means m of g and v of g^2,
 
         g / sqrt(v_.99),  m_.9 / sqrt(v_.99),  m_.98 / sqrt(v_.99),  log(v_.9 / v_.99) / 2,
 
