@@ -7,7 +7,7 @@ each gate is a contiguous block of its rows.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class LSTMState(NamedTuple):
 
     cell: tuple[jax.Array, ...]  # each [hidden, N]
     hidden: tuple[jax.Array, ...]  # each [hidden, N]
-    moments: jax.Array | tuple[()] = ()  # [rows, N] of the gradient, for "adam"
+    moments: Any = ()  # [rows, N] of the gradient where the network keeps them
 
 
 class CoordinatewiseLSTM(nnx.Module):
