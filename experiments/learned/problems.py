@@ -56,7 +56,8 @@ class Problem:
 class QuadraticOptions(LearnedOptions):
     """Learn to minimise quadratic functions in 10 parameters.
 
-    Presets: demo (minutes on two cores), paper (120 epochs of 10,000 functions).
+    Presets: demo (minutes on two cores), paper (120 epochs of 10,000 functions), weights (what the
+    library's `quadratic` was trained with).
     """
 
     draw: Literal["uniform", "gaussian", "mixed"] = "uniform"
@@ -181,6 +182,7 @@ PROBLEMS = {
         presets={
             "demo": QuadraticOptions(),
             "paper": QuadraticOptions(**EPOCHS, validate_every=10 * 80 * 5),
+            "weights": QuadraticOptions(steps=2500),
         },
         make_family=lambda options: lambda data: quadratic(options.dim, options.draw),
         kind=lambda options: options.draw,

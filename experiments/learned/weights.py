@@ -19,7 +19,7 @@ from experiments.options import Place, Preset, as_json, parse, require
 
 # name -> its stages: what is learned on, and the preset; each begins with the network before
 STAGES = {
-    "quadratic": (("quadratic", "demo"),),
+    "quadratic": (("quadratic", "weights"),),
     "regression": (("regression", "demo"), ("regression", "head")),
     "mlp": (("networks", "weights"),),
 }
