@@ -290,17 +290,17 @@ def held_out(results: dict) -> str:
 
 def card(results: dict) -> str:
     """How a shipped optimizer was made, and what it does on problems of its kind."""
-    tested, lines = results["tested"], ["| | |", "|---|---|"]
+    tested, lines = results.get("tested", {}), ["| | |", "|---|---|"]
     for stage in results["stages"]:
         config = stage["config"]
         what = "halting head" if config["optimizer"] == "act" else "network"
         lines.append(
             f"| {what}: {config['experiment']}, preset {config['preset']} | "
-            f"{stage['meta_updates']:,} meta-updates in {stage['seconds'] / 60:.0f} minutes "
+            f"{_of(stage)} meta-updates in {stage['seconds'] / 60:.0f} minutes of a loaded core "
             f"(commit {stage['commit']}) |"
         )
     lines.append(f"| command | `{results['command']}` |")
-    for who in ("learned", "adam"):
+    for who in ("learned", "adam") if tested else ():
         row = tested[who]
         steps = [step for step in ("10", "30", "100") if step in row]
         means = " / ".join(f"{row[step]['mean']:.4g}" for step in steps)
@@ -321,6 +321,12 @@ def card(results: dict) -> str:
             f"| rule | mass above {results['threshold']:g}, chosen on validation problems |",
         ]
     return "\n" + "\n".join(lines)
+
+
+def _of(stage: dict) -> str:
+    """Meta-updates taken, of those planned where it was stopped before."""
+    taken, planned = stage["meta_updates"], stage["planned"]
+    return f"{taken:,}" if taken == planned else f"{taken:,} of {planned:,}"
 
 
 def optimizers(kind: str) -> str:
