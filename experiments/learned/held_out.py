@@ -65,27 +65,31 @@ def main(command: str, argv: list[str]):
     for problem, (family, says) in problems().items():
         compared = compare(family, network, seeds=options.seeds, steps=options.steps)
         few = max(options.seeds // 5, 2)
-        later = compare(family, network, seeds=few, steps=options.longer)
+        later = compare(family, network, seeds=few, steps=options.longer, fine=())
         found[problem] = {"what": says, **summary(compared), "longer": summary(later)}
         rows.append({"problem": problem, **cells(found[problem])})
         if options.results is not None:
+            write(options, found, time.perf_counter() - began)
             place = options.results.with_name(f"{options.results.stem}_{problem}.png")
             shown = {"lstm": compared["learned"], "adam": compared["adam"]}
             bands = {name: figures.bands(losses) for name, losses in shown.items()}
             figures.loss_curves(place, bands, ylabel="loss on the next minibatch")
+    record.print_table(f"Loss summed over {options.steps} steps, {options.seeds} seeds", rows)
+
+
+def write(options: HeldOut, found: dict[str, Any], seconds: float):
+    """The comparison as far as it has come."""
     result = {
         "optimizer": options.name,
         "steps": options.steps,
         "longer": options.longer,
         "seeds": options.seeds,
         "problems": found,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(seconds, 1),
         "command": record.command(),
         **record.environment(),
     }
-    if options.results is not None:
-        training.write_json(options.results, record.plain(result))
-    record.print_table(f"Loss summed over {options.steps} steps, {options.seeds} seeds", rows)
+    training.write_json(options.results, record.plain(result))
 
 
 def check(options: HeldOut):
@@ -94,8 +98,13 @@ def check(options: HeldOut):
     require(options.seeds >= 2, "seeds", "at least 2", options.seeds)
 
 
-def compare(family: Family, network: Any, *, seeds: int, steps: int) -> dict[str, Any]:
-    """Losses after each update, [seeds, steps], of the network and of Adam at its best rate."""
+def compare(
+    family: Family, network: Any, *, seeds: int, steps: int, fine: tuple[float, ...] = FINE
+) -> dict[str, Any]:
+    """Losses after each update, [seeds, steps], of the network and of Adam at its best rate.
+
+    `fine` is how far from the best coarse rate others are tried, in decades.
+    """
     run = functools.partial(curves, family, jax.random.key(SEED), seeds, steps)
     adam = jax.jit(lambda rate: run(optax.adam(rate)))
     tried = {}
@@ -108,7 +117,7 @@ def compare(family: Family, network: Any, *, seeds: int, steps: int) -> dict[str
         return min(tried, key=lambda exponent: tried[exponent][0])
 
     coarse = best_of(COARSE)
-    best = best_of(coarse + fine for fine in FINE)
+    best = best_of(coarse + off for off in fine)
     return {
         "learned": np.asarray(jax.jit(lambda: run(learned.lstm_optimizer(network)))(), np.float64),
         "adam": tried[best][1],
