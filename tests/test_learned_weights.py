@@ -170,7 +170,7 @@ def test_networks_start_at_one_and_stay_finite(make):
     first = loss(params, data, keys)
     assert 0.7 < jnp.median(first) < 1.3  # in units of the loss of one minibatch
     far = loss(jax.tree.map(lambda leaf: 1e4 * leaf, params), data, keys)
-    assert jnp.isfinite(far).all() and far.max() < 100
+    assert jnp.isfinite(far).all() and far.max() < 200  # its logarithm
 
 
 @pytest.mark.parametrize(
