@@ -190,9 +190,15 @@ def network_of(key):
 # One pass over the coordinates
 
 
-@pytest.mark.parametrize("kind", ["plain", "grouped", "sees params"])
+SEEING = {
+    "sees params": {"see_params": True},
+    "sees moments and scale": {"preprocess": "adam", "see_scale": True},
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "grouped", *SEEING])
 def test_blocks_of_coordinates_are_all_of_them(kind, monkeypatch):
-    made = network(layers=1, see_params=kind == "sees params")
+    made = network(layers=1, **SEEING.get(kind, {}))
     if kind == "grouped":
         made = GroupedLSTM([made, network(7, layers=1)], (9, 14))
     optimizer = lstm_optimizer(made)
@@ -289,7 +295,7 @@ def test_a_run_shorter_than_its_first_validation_is_validated():
         (lambda: GroupedLSTM([network()], (2, 3)), "sizes must hold one size for each of 1"),
         (
             lambda: GroupedLSTM([network(), network(layers=1)], (2, 3)),
-            "networks must agree in hidden_features, layers and see_params",
+            "networks must agree in hidden_features, layers, what they see and moments",
         ),
     ],
 )

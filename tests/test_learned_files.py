@@ -12,7 +12,10 @@ from actjax.learned import (
     CoordinatewiseLSTM,
     GroupedLSTM,
     Head,
+    HorizonPrior,
     LearnedOptimizer,
+    MassRule,
+    StickBreaking,
     files,
     load,
     save,
@@ -32,7 +35,10 @@ KINDS = {
             layers=1, preprocess="raw", p=3.0, see_params=True, output_scale=0.5, output_bias=True
         ),
         Head(3, see_globals=False, width=0, bias=-1.0, rngs=RNGS),
+        StickBreaking(HorizonPrior(0.9, horizon=7), kl_weight=0.1),
+        MassRule(0.75),
     ),
+    "moments": lambda: LearnedOptimizer(lstm(layers=1, preprocess="adam", see_scale=True)),
     "groups": lambda: LearnedOptimizer(
         GroupedLSTM([lstm(), lstm()], (2, 3)), Head(3, width=2, rngs=RNGS)
     ),
@@ -49,8 +55,8 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, kind):
         np.testing.assert_array_equal(a, b)
     state = found.network.initial_state(jnp.zeros(5))
     ones = jnp.ones(5)
-    update = found.network(state, ones, ones)[1]
-    np.testing.assert_array_equal(update, learned.network(state, ones, ones)[1])
+    update = found.network(state, ones, ones, ones)[1]
+    np.testing.assert_array_equal(update, learned.network(state, ones, ones, ones)[1])
     assert [file.name for file in tmp_path.iterdir()] == ["it.npz"]
 
 
@@ -105,7 +111,10 @@ def test_refusals(tmp_path):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), lstm(layers=1))
     for call, message in (
         (lambda: load(path), "path must be a file of version 1, .* of version 2"),
-        (lambda: load(tmp_path / "none.npz"), r"path must be a file written .* \(none yet\), got"),
+        (
+            lambda: load(tmp_path / "none.npz"),
+            r"path must be a file written .* \(mlp, quadratic, regression\)",
+        ),
         (lambda: load("no-such-name"), "got 'no-such-name'"),
         (lambda: load(tmp_path), "path must be a file written by learned.save, or the name"),
         (lambda: load(text), "damaged or no such file"),
@@ -123,6 +132,10 @@ def test_refusals(tmp_path):
                 GroupedLSTM([mine, lstm()], (2, 3)),
                 LearnedOptimizer(lstm(), my_head),
             )
+        ),
+        (
+            lambda: save(path, LearnedOptimizer(lstm(), stop=lambda belief: True)),
+            "learned must have None or one of MassRule, PriceRule, of plain numbers, for its stop",
         ),
         (lambda: save(path, half), "learned must hold float32 or float64 weights, got bfloat16"),
     ):

@@ -28,6 +28,11 @@ found = actjax.learned.minimize(
     actjax.learned.lstm_optimizer(actjax.learned.CoordinatewiseLSTM(rngs=nnx.Rngs(0))),
     lambda x: (x**2).sum(), jnp.ones(3), max_steps=2)
 assert found.steps == 2
+for name in ("mlp", "quadratic", "regression"):
+    optimizer = actjax.learned.load(name).optimizer()
+    found = actjax.learned.minimize(
+        optimizer, lambda x: ((x - 1) ** 2).sum(), jnp.zeros(3), max_steps=100)
+    assert found.loss < 0.3, (name, found.loss)
 assert not {"experiments", "benchmarks", "tests"} & set(sys.modules)
 print("actjax", actjax.__version__, "works from its wheel")
 """

@@ -19,15 +19,16 @@ Network = CoordinatewiseLSTM | GroupedLSTM
 
 
 def empty_memory(network: Network, like: jax.Array, dtype=None) -> jax.Array:
-    """Zeros for the coordinates `like`, [N]: float [2 layers hidden, N]."""
-    return zero_rows(network, like, 2 * len(network.kernels) * network.hidden_features, dtype)
+    """Zeros for the coordinates `like`, [N]: float [moments + 2 layers hidden, N]."""
+    rows = network.moment_rows + 2 * len(network.kernels) * network.hidden_features
+    return zero_rows(network, like, rows, dtype)
 
 
 def advance(
     network: Network,
     memory: jax.Array,
     gradient: jax.Array,
-    params: jax.Array | None,
+    seen: tuple[jax.Array | None, jax.Array | None],
     ok: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One step of all coordinates, or none where it is not `ok`.
@@ -36,13 +37,13 @@ def advance(
       network: steps.
       memory: float [rows, N], from `empty_memory`; its dtype is that in which it is kept.
       gradient: float [N].
-      params: float [N], or None for a network that does not see them.
+      seen: params and their scales, each float [N], or None for a network that does not see them.
       ok: bool []. Without it the memory stays as it is and the update is zero.
 
     Returns:
       The memory and the update, float [N].
     """
-    columns = memory, jnp.where(ok, gradient, 0), params
+    columns = memory, jnp.where(ok, gradient, 0), seen
     runs = network.runs(gradient.shape[0])
     whole = lambda ok, columns: _step_runs(runs, len(gradient), ok, *columns)
     blocks = lambda ok, columns: _step_runs(runs, BLOCK, ok, *columns)
@@ -52,7 +53,7 @@ def advance(
     return lax.platform_dependent(ok, columns, cpu=blocks, default=whole)
 
 
-def _step_runs(runs, block, ok, memory, gradient, params):
+def _step_runs(runs, block, ok, memory, gradient, seen):
     """The runs of coordinates one after the other, each with its own network, in blocks."""
     update = jnp.zeros_like(gradient, runs[0][0].dtype)
     for network, first, end in runs:
@@ -60,14 +61,13 @@ def _step_runs(runs, block, ok, memory, gradient, params):
         def step(start, size, carry, network=network):
             memory, update = carry
             if size == len(update):
-                return _step(network, memory, gradient, params, ok)
+                return _step(network, memory, gradient, seen, ok)
             cut = lambda array: lax.dynamic_slice_in_dim(array, start, size, array.ndim - 1)
             put = lambda array, part: lax.dynamic_update_slice_in_dim(
                 array, part, start, array.ndim - 1
             )
             before = cut(memory)
-            seen = jax.tree.map(cut, (gradient, params))
-            after, moved = _step(network, before, *seen, ok)
+            after, moved = _step(network, before, *jax.tree.map(cut, (gradient, seen)), ok)
             return put(memory, after), put(update, moved)
 
         size = min(block, end - first)
@@ -88,10 +88,12 @@ def pooled_hidden(network: Network, memory: jax.Array) -> jax.Array:
     return top.sum(-1, keepdims=True) / max(top.shape[-1], 1)
 
 
-def _step(network, memory, gradient, params, ok):
-    layers = len(network.kernels)
-    parts = jnp.split(memory.astype(network.dtype), 2 * layers)
-    state = LSTMState(tuple(parts[:layers]), tuple(parts[layers:]))
-    after, update = network(state, gradient, params)
-    after = jnp.concatenate([*after.cell, *after.hidden]).astype(memory.dtype)
+def _step(network, memory, gradient, seen, ok):
+    layers, kept = len(network.kernels), network.moment_rows
+    moments, rest = memory[:kept].astype(network.dtype), memory[kept:].astype(network.dtype)
+    parts = jnp.split(rest, 2 * layers)
+    state = LSTMState(tuple(parts[:layers]), tuple(parts[layers:]), moments if kept else ())
+    after, update = network(state, gradient, *seen)
+    rows = [after.moments] if kept else []
+    after = jnp.concatenate([*rows, *after.cell, *after.hidden]).astype(memory.dtype)
     return jnp.where(ok, after, memory), jnp.where(ok, update, 0)

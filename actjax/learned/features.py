@@ -33,13 +33,75 @@ def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
     return jnp.stack([magnitude, direction])
 
 
-def raw(gradient: jax.Array, p: float = 10.0) -> jax.Array:
-    """The gradient itself as the only feature: float [1, *shape]; p is not used."""
-    del p
+def raw(gradient: jax.Array) -> jax.Array:
+    """The gradient itself as the only feature: float [1, *shape]."""
     return gradient[None]
 
 
-PREPROCESS = {"log_sign": log_sign, "raw": raw}
+def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradient in units of its own size, by running means as Adam keeps them.
+
+    After RNNprop (Lv et al. 2017, "Learning Gradient Descent: Better Generalization and Longer
+    Horizons", https://arxiv.org/abs/1703.03633), which sees g and m in units of sqrt(v), with one
+    decay for both. Here, of unbiased running means m of g and v of g^2,
+
+        g / sqrt(v_.99),  m_.9 / sqrt(v_.99),  m_.98 / sqrt(v_.99),  log(v_.9 / v_.99) / 2,
+
+    and log(1 + t) / 5 for step t: a change of scale of the loss changes none of them.
+
+    Args:
+      moments: [MOMENT_ROWS, N] of the steps before: the four means, and t; zeros at the start.
+      gradient: float [N].
+
+    Returns:
+      The moments with this gradient, and float [5, N].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> moments, seen = adam(jnp.zeros((5, 2)), jnp.array([1e-3, -5.0]))
+      >>> [[round(float(value), 3) for value in row] for row in seen[:2]]
+      [[1.0, -1.0], [1.0, -1.0]]
+    """
+    count = moments[4] + 1
+    square = gradient * gradient
+    values = gradient, gradient, square, square
+    rows, means = [], []
+    for row, decay, value in zip(moments[:4], DECAYS, values, strict=True):
+        rows.append(decay * row + (1 - decay) * value)
+        means.append(rows[-1] / -jnp.expm1(count * math.log(decay)))
+    first, slow, fast_square, slow_square = means
+    over = lax.rsqrt(slow_square + TINY)
+    ratio = 0.5 * jnp.log((fast_square + TINY) / (slow_square + TINY))
+    seen = gradient * over, first * over, slow * over, jnp.clip(ratio, -3, 3), jnp.log1p(count) / 5
+    return jnp.stack([*rows, count]), jnp.stack(seen)
+
+
+def leaf_scales(params, *, batched: bool = False) -> jax.Array:
+    """log of the root mean square of the leaf each coordinate belongs to, over 3: float [N].
+
+    In a leaf below 1e-3, as biases are at the start, it is that of 1e-3. What it tells is mostly
+    the fan-in, by which weights are drawn and steps should be smaller.
+
+    Args:
+      params: a pytree.
+      batched: the last axis of every leaf counts problems, each with a leaf of its own.
+    """
+
+    def scale(leaf):
+        leaf = jnp.asarray(leaf)
+        axes = tuple(range(leaf.ndim - batched))
+        mean = jnp.mean(jnp.square(jnp.abs(leaf)), axes, keepdims=True)
+        value = jnp.log(jnp.maximum(jnp.sqrt(mean), 1e-3)) / 3
+        filled = jnp.zeros_like(leaf, value.dtype) + value
+        return lax.complex(filled, filled) if jnp.iscomplexobj(leaf) else filled
+
+    return coordinates(jax.tree.map(scale, params))
+
+
+DECAYS = (0.9, 0.98, 0.9, 0.99)  # of two means of g and two of its square
+MOMENT_ROWS = len(DECAYS) + 1
+TINY = 1e-16
+PREPROCESS = {"log_sign": 2, "raw": 1, "adam": 5}  # name -> features
 
 
 def coordinates(tree) -> jax.Array:

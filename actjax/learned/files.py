@@ -1,5 +1,6 @@
 """Learned optimizers in files: an npz of weights beside a JSON header, versioned, no pickle."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from actjax.learned.heads import GLOBAL_FEATURES, Head
+from actjax.learned.heads import GLOBAL_FEATURES, Graves, Head, Softmax, StickBreaking
 from actjax.learned.meta import LearnedOptimizer
 from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM
+from actjax.learned.prior import HorizonPrior
+from actjax.learned.stopping import MassRule, PriceRule
 
 FORMAT = "actjax learned optimizer"
 VERSION = 1
+POSTERIORS = {"softmax": Softmax, "stick": StickBreaking, "graves": Graves}
+RULES = {"mass": MassRule, "price": PriceRule}
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 
 
@@ -134,6 +139,7 @@ def _settings(learned: LearnedOptimizer) -> dict[str, Any]:
         "preprocess": lstm.preprocess,
         "p": lstm.p,
         "see_params": bool(lstm.see_params),
+        "see_scale": bool(lstm.see_scale),
         "output_scale": lstm.output_scale,
         "output_bias": lstm.output_bias is not None,
     }
@@ -146,7 +152,34 @@ def _settings(learned: LearnedOptimizer) -> dict[str, Any]:
             "see_globals": bool(head.see_globals),
             "width": width,
         }
+    settings["posterior"] = _plain("posterior", learned.posterior, POSTERIORS)
+    settings["stop"] = _plain("stop", learned.stop, RULES)
     return settings
+
+
+def _plain(name: str, record: Any, kinds: dict[str, type]) -> dict[str, Any] | None:
+    """A record of numbers, those of its prior among them, as JSON can hold it."""
+    if record is None:
+        return None
+    kind = next((kind for kind, known in kinds.items() if type(record) is known), None)
+    values = dataclasses.asdict(record) if kind else {}
+    if kind is None or any(isinstance(value, jax.Array) for value in values.values()):
+        allowed = ", ".join(known.__name__ for known in kinds.values())
+        raise ValueError(
+            f"learned must have None or one of {allowed}, of plain numbers, for its {name}, "
+            f"got {record!r}."
+        )
+    return {"kind": kind, **values}
+
+
+def _record(plain: dict[str, Any] | None, kinds: dict[str, type]) -> Any:
+    """The inverse of `_plain`."""
+    if plain is None:
+        return None
+    kind, values = kinds[plain["kind"]], {n: v for n, v in plain.items() if n != "kind"}
+    if "prior" in values:
+        values["prior"] = HorizonPrior(**values["prior"])
+    return kind(**values)
 
 
 def _build(settings: dict[str, Any]) -> LearnedOptimizer:
@@ -154,7 +187,12 @@ def _build(settings: dict[str, Any]) -> LearnedOptimizer:
     networks = [CoordinatewiseLSTM(**options, rngs=rngs) for options in settings["networks"]]
     sizes, head = settings["sizes"], settings["head"]
     network = networks[0] if sizes is None else GroupedLSTM(networks, tuple(sizes))
-    return LearnedOptimizer(network, None if head is None else Head(**head, rngs=rngs))
+    return LearnedOptimizer(
+        network,
+        None if head is None else Head(**head, rngs=rngs),
+        _record(settings.get("posterior"), POSTERIORS),
+        _record(settings.get("stop"), RULES),
+    )
 
 
 def _named(learned: LearnedOptimizer) -> dict[str, Any]:

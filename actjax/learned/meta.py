@@ -10,22 +10,58 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax import lax
 
 from actjax._checks import check_positive
-from actjax.learned.features import as_tree, coordinates
+from actjax.learned.features import as_tree, coordinates, leaf_scales
 from actjax.learned.heads import Head, global_features
 from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM, LSTMState
 from actjax.learned.problems.family import Family
+from actjax.learned.transform import act_optimizer, lstm_optimizer
 
 
 class LearnedOptimizer(nnx.Module):
-    """The parameters of an optimizer: the network, and the halting head where it has one."""
+    """The parameters of an optimizer: the network, and the halting head where it has one.
 
-    def __init__(self, network: CoordinatewiseLSTM | GroupedLSTM, head: Head | None = None):
+    Args:
+      network: steps.
+      head: scores the chance to stop.
+      posterior: what its scores mean, where that is settled; see `act_optimizer`.
+      stop: the rule by which it then stops, likewise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from actjax import learned
+      >>> optimizer = learned.load("regression").optimizer()
+      >>> found = learned.minimize(optimizer, lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3),
+      ...                          max_steps=200)
+      >>> bool(found.halted), bool(found.loss < 0.1)
+      (True, True)
+    """
+
+    def __init__(
+        self,
+        network: CoordinatewiseLSTM | GroupedLSTM,
+        head: Head | None = None,
+        posterior: Any = None,
+        stop: Any = None,
+    ):
         self.network = network
         self.head = head
+        self.posterior = posterior
+        self.stop = stop
+
+    def optimizer(self, **options) -> optax.GradientTransformationExtraArgs:
+        """Itself as an Optax transformation: `act_optimizer` with a head, else `lstm_optimizer`.
+
+        Args:
+          **options: `nonfinite` and `state_dtype` of either.
+        """
+        if self.head is None:
+            return lstm_optimizer(self.network, **options)
+        return act_optimizer(self.network, self.head, self.posterior, stop=self.stop, **options)
 
 
 class Rollout(NamedTuple):
@@ -124,9 +160,9 @@ def _unroll_drawn(optimizer, family, rollout, steps, drawn):
 
     def step(carry, _):
         rollout, memory, moved = carry
-        seen = coordinates(rollout.gradient)[drawn]
+        seen = coordinates(rollout.gradient), None, _scales(constant.network, rollout.params)
         rollout, curves = optimizer_step(constant, family, rollout)
-        memory, update = optimizer.network(memory, seen)
+        memory, update = optimizer.network(memory, *jax.tree.map(lambda row: row[drawn], seen))
         moved = moved + update
         slope = coordinates(rollout.gradient)[drawn] / share
         nothing = (moved - lax.stop_gradient(moved)) * lax.stop_gradient(slope)
@@ -146,7 +182,9 @@ def optimizer_step(
     network = optimizer.network
     gradient = rollout.gradient if second_order else lax.stop_gradient(rollout.gradient)
     seen = coordinates(rollout.params) if network.see_params else None
-    memory, update = network(rollout.memory, coordinates(gradient), seen)
+    memory, update = network(
+        rollout.memory, coordinates(gradient), seen, _scales(network, rollout.params)
+    )
     params = jax.tree.map(jnp.add, rollout.params, as_tree(update, rollout.params))
     count = rollout.step + 1
     if second_order:
@@ -167,6 +205,11 @@ def optimizer_step(
         gradient=next_gradient,
     )
     return after, Curves(loss, scores)
+
+
+def _scales(network, params) -> jax.Array | None:
+    """What a network made with `see_scale` sees of the params; no derivative goes through it."""
+    return lax.stop_gradient(leaf_scales(params, batched=True)) if network.see_scale else None
 
 
 def score(head: Head, memory: LSTMState, rollout: Rollout, gradient: Any, count) -> jax.Array:

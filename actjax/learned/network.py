@@ -7,7 +7,7 @@ each gate is a contiguous block of its rows.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from actjax._checks import check_choice, check_positive, check_rngs
-from actjax.learned.features import PREPROCESS
+from actjax.learned.features import MOMENT_ROWS, PREPROCESS, adam, log_sign, raw
 
 
 class LSTMState(NamedTuple):
@@ -23,6 +23,7 @@ class LSTMState(NamedTuple):
 
     cell: tuple[jax.Array, ...]  # each [hidden, N]
     hidden: tuple[jax.Array, ...]  # each [hidden, N]
+    moments: Any = ()  # [rows, N] of the gradient where the network keeps them
 
 
 class CoordinatewiseLSTM(nnx.Module):
@@ -31,9 +32,13 @@ class CoordinatewiseLSTM(nnx.Module):
     Args:
       hidden_features: units of a layer; 20 in the papers.
       layers: LSTM layers; 2 in the papers.
-      preprocess: "log_sign" or "raw", what the network sees of a gradient.
+      preprocess: what the network sees of a gradient: "log_sign" or "raw", as in the papers; or
+        "adam", `features.adam`, and then its update is Adam's changed by two read-outs a and b of
+        the last layer, -output_scale exp(a) (m / sqrt(v) + b). That does not depend on the scale of
+        the loss, and an untrained network is Adam at about the rate `output_scale`.
       p: the argument of "log_sign".
       see_params: also feed the raw value of the parameter.
+      see_scale: also feed how large the parameters of its leaf are, `features.leaf_scales`.
       output_scale: the update is this times the read-out of the last layer.
       output_bias: give the read-out a bias; without one a coordinate has no drift of its own.
       rngs: `nnx.Rngs` for the initial weights.
@@ -56,6 +61,7 @@ class CoordinatewiseLSTM(nnx.Module):
         preprocess: str = "log_sign",
         p: float = 10.0,
         see_params: bool = False,
+        see_scale: bool = False,
         output_scale: float = 0.1,
         output_bias: bool = False,
         rngs: nnx.Rngs,
@@ -68,8 +74,9 @@ class CoordinatewiseLSTM(nnx.Module):
         self.preprocess = preprocess
         self.p = p
         self.see_params = see_params
+        self.see_scale = see_scale
         self.output_scale = output_scale
-        inputs = (2 if preprocess == "log_sign" else 1) + see_params
+        inputs = PREPROCESS[preprocess] + see_params + see_scale
         bound = 1 / math.sqrt(hidden_features)
 
         def uniform(*shape):
@@ -81,14 +88,21 @@ class CoordinatewiseLSTM(nnx.Module):
         for size in [inputs] + [hidden_features] * (layers - 1):
             weights = uniform(4 * hidden_features, size + hidden_features)
             self.kernels.append(nnx.Param(jnp.concatenate([weights, forget], axis=1)))
-        self.output_kernel = nnx.Param(uniform(hidden_features))
+        outputs = (2,) if preprocess == "adam" else ()
+        self.output_kernel = nnx.Param(uniform(*outputs, hidden_features))
         self.output_bias = nnx.Param(jnp.zeros(())) if output_bias else None
 
     def initial_state(self, like: jax.Array) -> LSTMState:
         """Zeros for the coordinates `like`, [N], from which sharding and device are taken."""
         # Each in a buffer of its own, so that all can be donated.
         zeros = lambda: tuple(zero_rows(self, like, self.hidden_features) for _ in self.kernels)
-        return LSTMState(zeros(), zeros())
+        moments = zero_rows(self, like, self.moment_rows) if self.moment_rows else ()
+        return LSTMState(zeros(), zeros(), moments)
+
+    @property
+    def moment_rows(self) -> int:
+        """Rows of a coordinate's memory that hold moments of its gradient."""
+        return MOMENT_ROWS if self.preprocess == "adam" else 0
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -100,7 +114,11 @@ class CoordinatewiseLSTM(nnx.Module):
         return [(self, 0, count)]
 
     def __call__(
-        self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
+        self,
+        state: LSTMState,
+        gradient: jax.Array,
+        params: jax.Array | None = None,
+        scale: jax.Array | None = None,
     ) -> tuple[LSTMState, jax.Array]:
         """One step for all coordinates.
 
@@ -108,17 +126,28 @@ class CoordinatewiseLSTM(nnx.Module):
           state: of these N coordinates.
           gradient: float [N].
           params: float [N], needed where the network was made with `see_params`.
+          scale: float [N], of `features.leaf_scales`, needed where it was made with `see_scale`.
 
         Returns:
           The next state and the update, float [N], to be added to the parameters.
         """
-        x = PREPROCESS[self.preprocess](gradient, self.p).astype(self.dtype)
-        if self.see_params:
-            if params is None:
-                raise ValueError(
-                    "params must be given to a network made with see_params, got None."
-                )
-            x = jnp.concatenate([x, params[None].astype(self.dtype)])
+        moments = state.moments
+        gradient = gradient.astype(self.dtype)
+        if self.preprocess == "adam":
+            moments, x = adam(moments, gradient)
+        else:
+            x = log_sign(gradient, self.p) if self.preprocess == "log_sign" else raw(gradient)
+        direction = x[1] if self.preprocess == "adam" else None
+        for name, shown, values in (
+            ("params", self.see_params, params),
+            ("scale", self.see_scale, scale),
+        ):
+            if shown:
+                if values is None:
+                    raise ValueError(
+                        f"{name} must be given to a network made with see_{name}, got None."
+                    )
+                x = jnp.concatenate([x, values[None].astype(self.dtype)])
         one = jnp.ones_like(x[:1])
         cells, hiddens = [], []
         for kernel, cell, hidden in zip(self.kernels, state.cell, state.hidden, strict=True):
@@ -127,9 +156,11 @@ class CoordinatewiseLSTM(nnx.Module):
             cells.append(cell)
             hiddens.append(x)
         update = self.output_kernel[...] @ hiddens[-1]
+        if direction is not None:
+            update = -jnp.exp(update[0]) * (direction + update[1])
         if self.output_bias is not None:
             update = update + self.output_bias[...]
-        return LSTMState(tuple(cells), tuple(hiddens)), self.output_scale * update
+        return LSTMState(tuple(cells), tuple(hiddens), moments), self.output_scale * update
 
 
 class GroupedLSTM(nnx.Module):
@@ -151,20 +182,35 @@ class GroupedLSTM(nnx.Module):
             )
         for size in sizes:
             check_positive("sizes", size)
-        kinds = {(lstm.hidden_features, len(lstm.kernels), lstm.see_params) for lstm in networks}
+        kinds = {
+            (
+                lstm.hidden_features,
+                len(lstm.kernels),
+                lstm.see_params,
+                lstm.see_scale,
+                lstm.moment_rows,
+            )
+            for lstm in networks
+        }
         if len(kinds) != 1:
             raise ValueError(
-                "networks must agree in hidden_features, layers and see_params, "
+                "networks must agree in hidden_features, layers, what they see and moments, "
                 f"got {sorted(kinds)}."
             )
         self.networks = nnx.List(networks)
         self.sizes = tuple(sizes)
         self.hidden_features = networks[0].hidden_features
         self.see_params = networks[0].see_params
+        self.see_scale = networks[0].see_scale
 
     def initial_state(self, like: jax.Array) -> LSTMState:
         """Zeros for the coordinates `like`, [N]."""
         return self.networks[0].initial_state(like)
+
+    @property
+    def moment_rows(self) -> int:
+        """Rows of a coordinate's memory that hold moments of its gradient."""
+        return self.networks[0].moment_rows
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -190,13 +236,17 @@ class GroupedLSTM(nnx.Module):
         return runs
 
     def __call__(
-        self, state: LSTMState, gradient: jax.Array, params: jax.Array | None = None
+        self,
+        state: LSTMState,
+        gradient: jax.Array,
+        params: jax.Array | None = None,
+        scale: jax.Array | None = None,
     ) -> tuple[LSTMState, jax.Array]:
         """One step for all coordinates; see `CoordinatewiseLSTM`."""
         found = []
         for network, first, end in self.runs(gradient.shape[-1]):
             cut = lambda array, first=first, end=end: array[..., first:end]
-            found.append(network(*jax.tree.map(cut, (state, gradient, params))))
+            found.append(network(*jax.tree.map(cut, (state, gradient, params, scale))))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *found)
 
 

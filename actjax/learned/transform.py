@@ -21,7 +21,7 @@ import optax
 
 from actjax._checks import check_choice
 from actjax.learned.columns import Network, advance, empty_memory, pooled_hidden
-from actjax.learned.features import as_tree, check_params, coordinates
+from actjax.learned.features import as_tree, check_params, coordinates, leaf_scales
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
 from actjax.learned.prior import HorizonPrior
 from actjax.learned.stopping import MassRule, PriceRule
@@ -33,7 +33,7 @@ NONFINITE = ("skip", "halt")
 class LSTMOptimizerState(NamedTuple):
     """State of `lstm_optimizer`."""
 
-    memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
+    memory: jax.Array  # [rows, N]: moments, if any, cells and hidden states of all coordinates
     count: jax.Array  # type: ignore[assignment] # int32: updates taken
     skipped: jax.Array  # int32: gradients refused because they were not finite
     halted: jax.Array  # bool: set by such a gradient where nonfinite="halt"
@@ -42,7 +42,7 @@ class LSTMOptimizerState(NamedTuple):
 class ACTOptimizerState(NamedTuple):
     """State of `act_optimizer`."""
 
-    memory: jax.Array  # [2 layers hidden, N]: cells, then hidden states, of all coordinates
+    memory: jax.Array  # [rows, N]: moments, if any, cells and hidden states of all coordinates
     posterior: HaltState  # over the halting step, up to now
     previous_loss: jax.Array  # 0 before the first update
     count: jax.Array  # type: ignore[assignment] # int32: updates taken
@@ -102,7 +102,7 @@ def lstm_optimizer(
       >>> bool(jnp.allclose(half["w"], 0.5 * updates["w"])), float(state.hyperparams["scale"])
       (True, 0.5)
     """
-    _check_options(nonfinite, state_dtype)
+    _check_options(network, nonfinite, state_dtype)
 
     def init(params):
         check_params(params)
@@ -113,7 +113,7 @@ def lstm_optimizer(
     def update(gradients, state, params=None, **extra):
         del extra
         gradient = coordinates(gradients)
-        seen = _seen_params(network, params)
+        seen = _seen(network, params)
         finite = jnp.isfinite(gradient).all()
         ok = finite & ~state.halted
         memory, values = advance(network, state.memory, gradient, seen, ok)
@@ -171,7 +171,7 @@ def act_optimizer(
       >>> bool(state.halted), int(state.count), float(abs(updates).max())
       (True, 2, 0.0)
     """
-    _check_options(nonfinite, state_dtype)
+    _check_options(network, nonfinite, state_dtype)
     posterior = Softmax(HorizonPrior(0.95)) if posterior is None else posterior
     stop = default_rule(posterior) if stop is None else stop
 
@@ -197,7 +197,7 @@ def act_optimizer(
                 "update(gradients, state, params, value=loss), got None."
             )
         gradient = coordinates(gradients)
-        seen = _seen_params(network, params)
+        seen = _seen(network, params)
         finite = jnp.isfinite(gradient).all()
         if value is not None:
             value = jnp.asarray(value, jnp.float32)
@@ -291,18 +291,23 @@ def _halted_flags(state):
     return [flag for _, flag in optax.tree.get_all_with_path(state, "halted")]
 
 
-def _check_options(nonfinite, state_dtype):
+def _check_options(network, nonfinite, state_dtype):
     check_choice("nonfinite", nonfinite, NONFINITE)
     if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
         raise ValueError(f"state_dtype must be a floating-point dtype, got {state_dtype!r}.")
+    if state_dtype is not None and network.moment_rows:
+        # A mean of squares that decays by .99 does not move in bfloat16.
+        raise ValueError(
+            f"state_dtype must be None for a network that keeps moments, got {state_dtype!r}."
+        )
 
 
-def _seen_params(network, params):
-    if not network.see_params:
-        return None
-    if params is None:
+def _seen(network, params):
+    """The parameters and their scales as a network sees them, None where it does not."""
+    if params is None and (network.see_params or network.see_scale):
         raise ValueError("params must be given to update for a network that sees them, got None.")
-    return coordinates(params)
+    shown = coordinates(params) if network.see_params else None
+    return shown, leaf_scales(params) if network.see_scale else None
 
 
 def _zero(columns: jax.Array, dtype=jnp.int32) -> jax.Array:

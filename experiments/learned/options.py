@@ -22,12 +22,14 @@ class Learning(Preset):
     """Units of each layer of the coordinatewise LSTM."""
     layers: int = 2
     """Its layers."""
-    preprocess: Literal["log_sign", "raw"] = "log_sign"
-    """What it sees of a gradient."""
+    preprocess: Literal["log_sign", "raw", "adam"] = "log_sign"
+    """What it sees of a gradient; adam: moments in Adam's units, and it changes Adam's update."""
     p: float = 10.0
     """Gradients below exp(-p) count as small, for log_sign."""
     see_params: bool = False
     """Show it the parameters too."""
+    see_scale: bool = False
+    """Show it how large the parameters of each leaf are."""
     output_scale: float = 0.1
     """An update is this times the network's output."""
 

@@ -8,8 +8,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from actjax.learned.problems import classifier, convolutional, mlp, quadratic, regression
+from actjax.learned.problems import (
+    classifier,
+    convolutional,
+    convolutions,
+    mlp,
+    networks,
+    quadratic,
+    regression,
+    together,
+)
 from actjax.learned.problems.classifier import Model
+from actjax.learned.problems.family import Family
 from actjax.learned.training import MakeFamily
 from experiments.learned import images
 from experiments.learned.options import LearnedOptions
@@ -46,7 +56,8 @@ class Problem:
 class QuadraticOptions(LearnedOptions):
     """Learn to minimise quadratic functions in 10 parameters.
 
-    Presets: demo (minutes on two cores), paper (120 epochs of 10,000 functions).
+    Presets: demo (minutes on two cores), paper (120 epochs of 10,000 functions), weights (what the
+    library's `quadratic` was trained with).
     """
 
     draw: Literal["uniform", "gaussian", "mixed"] = "uniform"
@@ -60,7 +71,8 @@ class RegressionOptions(LearnedOptions):
     """Learn to fit linear functions, and when to stop: problems of mixed condition numbers.
 
     Presets: demo (minutes on two cores), two (2 parameters), paper (10 parameters, inputs from a
-    standard normal, 120 epochs).
+    standard normal, 120 epochs), head (the halting head of the library's `regression`, which needs
+    --network-from).
     """
 
     dim: int = 10
@@ -101,6 +113,28 @@ class CIFAR10Options(LearnedOptions):
     """Images in a minibatch."""
 
 
+@dataclasses.dataclass(frozen=True)
+class NetworksOptions(LearnedOptions):
+    """Learn to train small networks of many kinds at once, on data made here.
+
+    Widths, depths, activations, first weights, losses, batch sizes and data differ; one problem is
+    a network of each shape. The optimizer is a change of Adam's update.
+
+    Presets: demo (minutes), weights (what the library's `mlp` was trained with).
+    """
+
+
+def mixture() -> Family:
+    """Networks of 300 to 2,100 parameters, of which each problem has one of each shape."""
+    return together(
+        networks((12, 16, 5), batch_size=16),
+        networks((64, 20, 20, 8), batch_size=32, pixels=True),
+        networks((8, 24, 24, 1), batch_size=64, targets="values"),
+        networks((200, 10, 10), batch_size=64, targets="classes", pixels=True),
+        convolutions(batch_size=64),
+    )
+
+
 def _images(options: type, load, model: Model, demo: dict, paper: dict) -> Problem:
     """A problem of classifying images."""
     shared = {"batch_size": 1, "validate_every": 50, "test_steps": 100, "log_every": 10}
@@ -121,14 +155,34 @@ def _images(options: type, load, model: Model, demo: dict, paper: dict) -> Probl
 
 PACE = {"validation_size": 15_000, "log_every": 400, "checkpoint_every": 4000}
 EPOCHS = {"steps": 120 * 80 * 5, "learning_rate": 1e-3, **PACE}  # x batches of 125 x windows
+HEAD = {"steps": 400, "learning_rate": 1e-2, "batch_size": 64, "validate_every": 100}
+HEAD |= {"validation_size": 500, "log_every": 50, "checkpoint_every": 200, "gap_weight": 1.0}
 SHORT = {"test_size": 4000, "test_steps": 100}
 MNIST = {"columns": 1000, "steps": 600, "validation_size": 4, "test_size": 16}
 CIFAR10 = {"steps": 400, "validation_size": 2, "test_size": 8, "tuning_size": 16}
+NETWORKS = NetworksOptions(
+    hidden=16,
+    layers=1,
+    preprocess="adam",
+    see_scale=True,
+    output_scale=0.02,
+    batch_size=4,
+    columns=4000,
+    steps=1000,
+    validate_every=250,
+    validation_size=12,
+    test_size=24,
+    test_steps=100,
+    tuning_size=24,
+    log_every=50,
+    checkpoint_every=250,
+)
 PROBLEMS = {
     "quadratic": Problem(
         presets={
             "demo": QuadraticOptions(),
             "paper": QuadraticOptions(**EPOCHS, validate_every=10 * 80 * 5),
+            "weights": QuadraticOptions(steps=2500),
         },
         make_family=lambda options: lambda data: quadratic(options.dim, options.draw),
         kind=lambda options: options.draw,
@@ -141,6 +195,7 @@ PROBLEMS = {
             "paper": RegressionOptions(
                 max_condition=1.0, observations=100, validate_every=4000, **EPOCHS
             ),
+            "head": RegressionOptions(optimizer="act", train_network=False, **HEAD, **SHORT),
         },
         make_family=lambda options: (
             lambda data: regression(
@@ -149,6 +204,15 @@ PROBLEMS = {
         ),
         kind=lambda options: f"{options.dim}d-condition{options.max_condition:g}",
         ylabel="mean NLL per observation, nats",
+    ),
+    "networks": Problem(
+        presets={
+            "demo": NETWORKS,
+            "weights": dataclasses.replace(NETWORKS, steps=4000, validate_every=500),
+        },
+        make_family=lambda options: lambda data: mixture(),
+        kind=lambda options: "mixture",
+        ylabel="loss, in units of the first",
     ),
     "mnist": _images(
         MNISTOptions,

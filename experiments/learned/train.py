@@ -63,7 +63,7 @@ def train(
 def make_optimizer(options: LearnedOptions, groups: tuple[int, ...] = ()) -> LearnedOptimizer:
     """An untrained optimizer."""
     rngs = nnx.Rngs(options.seed)
-    names = "layers", "preprocess", "p", "see_params", "output_scale"
+    names = "layers", "preprocess", "p", "see_params", "see_scale", "output_scale"
     make = lambda: CoordinatewiseLSTM(options.hidden, **pick(options, *names), rngs=rngs)
     networks = [make() for _ in groups or (0,)]
     network = GroupedLSTM(networks, groups) if len(groups) > 1 else networks[0]

@@ -9,6 +9,8 @@ from experiments.learned.figures import NAMES
 from experiments.show import markup
 from experiments.show.papers import PAPERS
 
+HELD_OUT = "held_out.json"
+
 
 def section(folder: pathlib.Path) -> str:
     """Results and pictures of every run in `folder`; experiments without one say so.
@@ -17,13 +19,33 @@ def section(folder: pathlib.Path) -> str:
       ValueError: for a file that is not the result of one of the experiments.
     """
     parts = [PAPERS["about_learned"]]
-    found = [(path, read(path)) for path in sorted(folder.glob("*.json"))]
+    paths = (path for path in sorted(folder.glob("*.json")) if path.name != HELD_OUT)
+    found = [(path, read(path)) for path in paths]
     for experiment, says in PAPERS["learned"].items():
         parts.append(f"<h3>{experiment}</h3>" + markup.note(f"Paper: {says}"))
         here = [(path, result) for path, result in found if result["experiment"] == experiment]
         parts += [_run(path, result) for path, result in here]
         parts += [] if here else [markup.missing(f"python -m experiments {experiment}")]
+    if (folder / HELD_OUT).exists():
+        parts += _held_out(folder / HELD_OUT)
     return "\n".join(parts)
+
+
+def _held_out(path: pathlib.Path) -> list[str]:
+    """The shipped optimizer beside Adam on problems that it has not learned on."""
+    result = json.loads(path.read_text())
+    rows = [
+        {
+            "problem": row["what"],
+            "summed loss": f"{row['learned_sum']:.2f}",
+            "Adam's, its rate tuned on the same seeds": f"{row['adam_sum']:.2f}",
+            "difference": f"{row['difference']:+.2f} ± {row['standard_error']:.2f}",
+            "lower on": f"{row['lower_on']} of {row['seeds']} seeds",
+        }
+        for row in result["problems"].values()
+    ]
+    says = f"The optimizer {result['optimizer']} on what it has never seen, {result['steps']} steps"
+    return [f"<h3>held out</h3><p>{html.escape(says)}.</p>", markup.table(rows)]
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from actjax.learned.problems.classifier import classifier as classifier
 from actjax.learned.problems.classifier import convolutional as convolutional
 from actjax.learned.problems.classifier import mlp as mlp
 from actjax.learned.problems.family import Family as Family
+from actjax.learned.problems.networks import convolutions as convolutions
+from actjax.learned.problems.networks import networks as networks
+from actjax.learned.problems.networks import together as together
 from actjax.learned.problems.quadratic import quadratic as quadratic
 from actjax.learned.problems.regression import regression as regression
 
@@ -15,7 +18,10 @@ __all__ = [
     "accuracy",
     "classifier",
     "convolutional",
+    "convolutions",
     "mlp",
+    "networks",
     "quadratic",
     "regression",
+    "together",
 ]
