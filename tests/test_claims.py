@@ -60,6 +60,7 @@ def test_numbers_of_ours_are_looked_up_not_typed():
         "13,000",
         "20,000",
         "400,000",
+        "500",
         "600",
         "400",
         "200",
