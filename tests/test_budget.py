@@ -93,7 +93,7 @@ def test_hold_stops_at_its_limits_and_comes_back():
 
 def test_hold_resumes_to_the_same_numbers():
     controller = budget.hold(3.0)
-    start = (controller.init(), jnp.float32(4.0))
+    start = (controller.init(), 4 * jnp.ones(()))  # not of a weak type, which is lost on the way
     whole, _ = simulate(controller, *start, updates=600)
     half, _ = simulate(controller, *start, updates=300)
     rest, _ = simulate(controller, *half, updates=300)

@@ -131,8 +131,10 @@ def plain_universal(model, x, lengths, halt, rule):
             for both in zip(weights, states, strict=True)
         ]
         log = lambda p, n: jnp.log(p / (0.4 * 0.6**n))
-        kl = [sum(p * log(p, n) for n, p in enumerate(w)) for w in weights]
-        kl = jnp.array(kl if rule == "pondernet" else [0.0])
+        kl = [0.0]  # other rules give weights of 0, which have no logarithm
+        if rule == "pondernet":
+            kl = [sum(p * log(p, n) for n, p in enumerate(w)) for w in weights]
+        kl = jnp.array(kl)
         total += loss_of(jnp.concatenate(outputs), jnp.array([w[-1] for w in weights]), kl)
     return total, taken
 

@@ -44,6 +44,7 @@ def test_sigmoid_cross_entropy_and_its_mask(drawn):
     )
 
 
+@pytest.mark.not_in("nans", "it gives the losses a NaN to leave out")
 def test_what_the_mask_leaves_out_changes_nothing(drawn):
     rng, mask = drawn
     logits = rng.normal(size=(B, T, C)).astype(np.float32)

@@ -362,7 +362,7 @@ def test_whole_rows_must_be_of_probabilities(rule):
     with pytest.raises(ValueError, match=r"halts must be probabilities .*, got 3\.1"):
         halting.halting_weights(jnp.array([0.5, 3.1]), rule=rule)
     with pytest.raises(ValueError, match="halts must be real numbers, got complex64"):
-        halting.halting_weights(jnp.array([0.5, 0.1j]), rule=rule)
+        halting.halting_weights(jnp.array([0.5, 0.1j], jnp.complex64), rule=rule)
 
 
 def test_nan_is_no_rest():
@@ -393,7 +393,7 @@ def test_transformations_of_steps_refuse_in_a_sentence():
         (lambda: actjax.steps.start_positions(()), "state must hold at least one array of shape"),
         (lambda: actjax.steps.start_positions(x.astype(int)), "state must hold floating-point arr"),
         (
-            lambda: actjax.steps.start_positions(x, present=jnp.ones((3, 4))),
+            lambda: actjax.steps.start_positions(x, present=jnp.ones((3, 4), jnp.float32)),
             r"present must be bools of shape \(3, 4\), got shape \(3, 4\) of float32",
         ),
     ):
@@ -408,14 +408,17 @@ def test_a_universal_transformer_refuses_in_a_sentence():
     for call, sentence in (
         (lambda: make(hidden_features=0), "hidden_features must be an integer of at least 1"),
         (lambda: make(lanes=0), "lanes must be an integer of at least 1, got 0"),
-        (lambda: make()(jnp.ones((1, 2, 8), int)), "x must hold floating-point numbers, got int32"),
+        (
+            lambda: make()(jnp.ones((1, 2, 8), jnp.int32)),
+            "x must hold floating-point numbers, got int32",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
 
 
 def test_a_recursive_network_carries_thoughts_in_the_dtype_of_its_question():
-    x = jnp.ones((2, 5, 8))
+    x = jnp.ones((2, 5, 8), jnp.float32)
     half = nnx.Linear(8, 8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     model = actjax.Recursive(half, 8, latent_steps=2, cycles=2, rngs=nnx.Rngs(1))
     assert model(x, model.start(x)).answer.dtype == jnp.float32
