@@ -106,6 +106,7 @@ def show_init(app, what, name, obj, options, signature, annotation):
     own = own.replace(parameters=[*own.parameters.values()][1:])  # without self
     text = stringify_signature(own, show_annotation=False, show_return_annotation=False)
     text = re.sub(r"<class '[\w.]*?(\w+)'>", r"\1", text)
+    text = re.sub(r"<PjitFunction of <function (\w+)[^>]*>>", r"\1", text)
     return "" if text == signature else text, None
 
 

@@ -19,8 +19,7 @@ def section(folder: pathlib.Path) -> str:
       ValueError: for a file that is not the result of one of the experiments.
     """
     parts = [PAPERS["about_learned"]]
-    paths = (path for path in sorted(folder.glob("*.json")) if path.name != HELD_OUT)
-    found = [(path, read(path)) for path in paths]
+    found = results(folder)
     for experiment, says in PAPERS["learned"].items():
         parts.append(f"<h3>{experiment}</h3>" + markup.note(f"Paper: {says}"))
         here = [(path, result) for path, result in found if result["experiment"] == experiment]
@@ -48,12 +47,13 @@ def _held_out(path: pathlib.Path) -> list[str]:
     return [f"<h3>held out</h3><p>{html.escape(says)}.</p>", markup.table(rows)]
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """A result.
+def results(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
+    """The results in a folder, by name."""
+    paths = (path for path in sorted(folder.glob("*.json")) if path.name != HELD_OUT)
+    return [(path, _read(path)) for path in paths]
 
-    Raises:
-      ValueError: for a file that is not the result of one of the experiments.
-    """
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
         known = result["experiment"] in PAPERS["learned"] and "command" in result

@@ -103,8 +103,8 @@ def redraw_learned(argv: list[str]):
     check_folder("results", folder)
     drawn = [
         picture
-        for path in sorted(folder.glob("*.json"))
-        for picture in of_learned.draw(learned.read(path), folder, f"{path.stem}_")
+        for path, result in learned.results(folder)
+        for picture in of_learned.draw(result, folder, f"{path.stem}_")
     ]
     allowed = "a folder with a folder learned of their result.json files, named anew"
     require(drawn, "results", allowed, str(folder.parent))
