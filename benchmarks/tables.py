@@ -428,11 +428,16 @@ def measured(kind: str) -> str:
     """A table of docs/experiments.md: what runs that are not sweeps found."""
     sys.path.insert(0, str(ROOT))
     from experiments import collapse
-    from experiments.show import sudoku
+    from experiments.show import extrapolation, sudoku
 
-    table = {"collapse": collapse.table, "sudoku": sudoku.table}[kind]
-    found = sorted((ROOT / "experiments/results" / kind).glob("*.json"))
-    rows = table([row for path in found for row in json.loads(path.read_text())["members"]])
+    kinds = {"collapse": ("collapse/*", collapse.table), "sudoku": ("sudoku/*", sudoku.table)}
+    kinds["extrapolation"] = "parity/pondernet_*", extrapolation.table
+    names, table = kinds[kind]
+    members = []
+    for path in sorted((ROOT / "experiments/results").glob(f"{names}.json")):
+        summary = json.loads(path.read_text())
+        members += [member | {"config": summary["config"]} for member in summary["members"]]
+    rows = table(members)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])] if rows else []
     return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
 
