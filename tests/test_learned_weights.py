@@ -11,6 +11,7 @@ from actjax import learned
 from actjax.learned import files, meta
 from actjax.learned.features import MOMENT_ROWS, adam, leaf_scales
 from actjax.learned.problems import convolutions, networks, quadratic, regression, together
+from experiments.learned import held_out
 
 SHIPPED = sorted(path.stem for path in files.SHIPPED.glob("*.npz"))
 # what each is tried on here: problems of its kind, of other sizes than those it was trained on
@@ -197,3 +198,26 @@ def test_networks_start_at_one_and_stay_finite(make):
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_comparison_on_held_out_problems_is_paired():
+    """Adam at its best rate and the learned optimizer meet the same weights and minibatches."""
+    family = held_out.supervised(
+        held_out.dense((10, 3, 1), jnp.tanh), held_out.squared_error, *held_out.friedman(70)
+    )
+    found = held_out.compare(family, learned.load("mlp").network, seeds=2, steps=3)
+    tried = {float(rate): mean for rate, mean in found["sums_by_rate"].items()}
+    assert min(tried.values()) == pytest.approx(found["adam"].sum(1).mean())
+    key = jax.random.key(held_out.SEED)
+    again = held_out.curves(family, key, 2, 3, optax.adam(found["rate"]))
+    np.testing.assert_allclose(again, found["adam"], rtol=1e-4)
+    row = held_out.summary(found | {"learned": found["adam"] - 1})
+    assert row["difference"] == -3 and row["standard_error"] == 0 and row["lower_on"] == 2
+    assert [len(data) for data in held_out.friedman(70)] == [70, 70]
+
+
+def test_the_digits_are_those_of_their_source():
+    with np.load(held_out.DIGITS) as digits:
+        assert digits["images"].shape == (1797, 8, 8) and digits["images"].max() == 16
+        counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+        assert np.bincount(digits["labels"]).tolist() == counts
