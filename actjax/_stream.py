@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from actjax import _checks as checks
+from actjax import _contracts as contracts
 from actjax._layers import Layers
 from actjax._loop.lanes import Lanes, Outputs, advance, emit, no_outputs, read_outputs, start
 from actjax._loop.plan import Data, Plan, flatten, flatten_layers, make_plan
@@ -368,14 +369,14 @@ def _loop(model, xs) -> tuple[Plan, Data, _Ready]:
     row = lambda dtype: jax.ShapeDtypeStruct((lanes,), dtype)
     if isinstance(state, Layers):
         max_steps, count = checks.check_layers(state, lanes), state.count
-        checks.check_step(step, params, state.deepest, x, state, row(jnp.int32))
-        checks.check_mean(rule, state.deepest)
+        contracts.check_step(step, params, state.deepest, x, state, row(jnp.int32))
+        contracts.check_mean(rule, state.deepest)
         flat, weights, state, below, xs, unflatten = flatten_layers(step, params, state, inputs)
         means = (False,) * len(state)
     else:
         checks.check_state(state, lanes)
-        checks.check_step(step, params, state, x, row(bool))
-        checks.check_mean(rule, state)
+        contracts.check_step(step, params, state, x, row(bool))
+        contracts.check_mean(rule, state)
         means = averaged(rule.mean, state)
         flat, weights, state, xs, unflatten = flatten(step, params, state, inputs)
         below, count = [], None

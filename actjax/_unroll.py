@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from actjax import _checks as checks
+from actjax import _contracts as contracts
 from actjax._layers import Layers
 from actjax._loop import calls
 from actjax.halting import Ponder, Rule, chosen_rule
@@ -197,7 +198,7 @@ def unroll(
     checks.check_arrays("params", params)
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     rule = chosen_rule(rule, epsilon)
-    checks.check_mean(rule, state)
+    contracts.check_mean(rule, state)
     call = calls.Unroll(step, rule, loop, batch, lanes, segment, max_steps)
     return calls.run(call, params, (state, xs, lengths))
 
@@ -251,7 +252,7 @@ def unroll_layers(
     lengths = checks.check_options(lengths, batch, time, lanes=lanes, segment=segment)
     layers = Layers(layers.states, jnp.asarray(layers.count, jnp.int32))
     rule = chosen_rule(rule, epsilon)
-    checks.check_mean(rule, layers.deepest)
+    contracts.check_mean(rule, layers.deepest)
     call = calls.UnrollLayers(step, rule, loop, batch, lanes, segment)
     return calls.run(call, params, (layers, xs, lengths))
 

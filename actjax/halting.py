@@ -2,9 +2,8 @@
 
 A row takes ponder steps n = 1, 2, ...; step n emits a halting probability ``h^n``. A `Rule` says
 from these when the row stops, at step N, and with what weights ``p^n`` its states are averaged.
-The loops see to the limit M on steps; everything else about halting in this package is in this
-file, one step at a time in the loops, or a whole row at once (`halting_weights`). The arithmetic is
-done in float32 at least, whatever the dtype of the network.
+The loops see to the limit M on steps; the rest is here, one step at a time in the loops, or a whole
+row at once (`halting_weights`), in float32 at least, whatever the dtype of the network.
 
     Graves       sum h reaches 1 - epsilon; the last weight is the remainder       (Graves 2016)
     PonderNet    h^n is the probability to stop now if not before         (Banino et al. 2021)
@@ -22,6 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from actjax import _checks as checks
+from actjax import _contracts as contracts
 
 
 class Ponder(NamedTuple):
@@ -283,7 +283,7 @@ class AtLeast:
 
     def __post_init__(self):
         checks.check_positive("steps", self.steps)
-        checks.check_rule(self.rule)
+        contracts.check_rule(self.rule)
 
     @property
     def mean(self):
@@ -305,7 +305,7 @@ class AtLeast:
 def chosen_rule(rule: Rule | None, epsilon: float | None = None) -> Rule:
     """`rule`, or Graves' with `epsilon`; of the two only one may be given."""
     given = () if epsilon is None else (epsilon,)
-    return Graves(*given) if rule is None else checks.check_rule(rule, epsilon)
+    return Graves(*given) if rule is None else contracts.check_rule(rule, epsilon)
 
 
 def halting_dtype(dtype) -> jnp.dtype:

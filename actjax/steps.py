@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_mean, check_number, check_positive, check_rows, shown
+from actjax._checks import check_number, check_positive, check_rows, shown
+from actjax._contracts import check_mean
 from actjax._loop.rows import is_float
 from actjax._unroll import Step
 from actjax.halting import Rule, chosen_rule, halting_dtype

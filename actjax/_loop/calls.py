@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from actjax import _checks as checks
+from actjax import _contracts as contracts
 from actjax._loop import adaptive, scan
 from actjax._loop.devices import by_device
 from actjax._loop.plan import lanes_of
@@ -82,7 +82,7 @@ class Repeat:
         state, xs, lengths = rows
         xs = fill_padding(xs, lengths)
         first = jnp.ones(jax.tree.leaves(xs)[0].shape[:1], bool)
-        checks.check_step(self.step, params, state, _first(xs), first)
+        contracts.check_step(self.step, params, state, _first(xs), first)
         step, state, read = without_keys(self.step, state)
         final, states, steps = scan.repeat_scan(step, params, state, xs, lengths, self.repeats)
         return read(final), read(states), steps
@@ -114,8 +114,8 @@ def _by_value(step) -> bool:
 
 def _check_step(step, lengths, params, state, *inputs) -> int:
     """Refuses a step that breaks its contract; returns the operations of one on one row."""
-    traced = checks.check_step(step, params, state, *inputs)
-    checks.check_halts(traced, (params, state, *inputs), lengths)
+    traced = contracts.check_step(step, params, state, *inputs)
+    contracts.check_halts(traced, (params, state, *inputs), lengths)
     return operations(traced.jaxpr) // len(inputs[-1])
 
 

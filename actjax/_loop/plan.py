@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from actjax._checks import check_effects
+from actjax._contracts import check_effects
 from actjax._loop.rows import blank, is_float, like_inputs, per_row
 from actjax._loop.transpose import SplitStep
 from actjax.halting import Rule, halting_dtype

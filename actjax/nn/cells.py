@@ -15,6 +15,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 
 from actjax import _checks as checks
+from actjax import _contracts as contracts
 from actjax._loop.devices import beside
 from actjax._loop.rows import fill_padding, per_row
 from actjax._variables import observed, renewed
@@ -172,7 +173,7 @@ class Recurrent(nnx.Module):
         params = cell, flag_weights, None
         try:
             # A carry of another dtype takes the cell's, below.
-            with checks.own_variables("cell"), jax.numpy_dtype_promotion("standard"):
+            with contracts.own_variables("cell"), jax.numpy_dtype_promotion("standard"):
                 new, y = jax.eval_shape(trace, params, carry, inputs[:, 0], first)
         except (AttributeError, TypeError) as error:
             if _Products.__name__ not in str(error):
@@ -295,7 +296,7 @@ def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
     jax.eval_shape(trace, modules, *rows)
     (found,) = touched[-1:]
     if found.written:
-        checks.check_written(found.written[0][0].split(".")[0], found)
+        contracts.check_written(found.written[0][0].split(".")[0], found)
     if found.drawn and rngs is None:
         raise ValueError(
             "rngs must be nnx.Rngs or a PRNG key for a model that draws noise (or switch the noise "

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from actjax._checks import (
-    check_choice,
-    check_positive,
-    check_rngs,
-    check_written,
-    own_variables,
-)
+from actjax._checks import check_choice, check_positive, check_rngs
+from actjax._contracts import check_written, own_variables
 from actjax._variables import observed
 from actjax.halting import halting_dtype
 
