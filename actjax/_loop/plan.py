@@ -245,13 +245,18 @@ def join(floats, others) -> Data:
 
 
 def lanes_of(lanes: int | None, total: int, batch: int, time: int, operations: int) -> int:
-    """How many of `lanes`, which are there for `total` sequences, `batch` of them get.
+    """How many lanes `batch` sequences get: their share of `lanes`, or by default what pays.
 
     Args:
       operations: of one step on one row.
     """
     if lanes is None:
         return min(_default_lanes(batch, time, operations), batch)
+    return share_of(lanes, total, batch)
+
+
+def share_of(lanes: int, total: int, batch: int) -> int:
+    """How many of `lanes`, which are there for `total` sequences, `batch` of them get."""
     return min(-(-lanes * batch // total), batch)
 
 

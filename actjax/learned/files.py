@@ -1,12 +1,12 @@
 """Learned optimizers in files: an npz of weights beside a JSON header, versioned, no pickle."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -71,15 +71,14 @@ def save(path: str | os.PathLike, learned: LearnedOptimizer | CoordinatewiseLSTM
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(content, header=text, **arrays)  # type: ignore[arg-type]
-    path, temporary = pathlib.Path(path), None
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
-            file.write(content.getvalue())
-        os.replace(temporary, path)
+        partial.write_bytes(content.getvalue())
+        partial.replace(path)
     except OSError as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise ValueError(
             f"path must be a file that can be written, got {str(path)!r} ({error.strerror})."
         ) from None

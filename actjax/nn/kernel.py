@@ -16,7 +16,7 @@ from jax import lax
 from actjax._checks import check_closed, check_lengths
 from actjax._loop import kernel_cells as cells
 from actjax._loop.devices import by_device
-from actjax._loop.plan import lanes_of
+from actjax._loop.plan import share_of
 from actjax.nn.cells import CellStep
 
 MOST_UNITS = 256
@@ -131,7 +131,7 @@ def run(step: CellStep, params, state, inputs, *, kind: type, lengths, lanes, **
     def own_rows(shared, rows):
         (flags, weights, *halting), (inputs, leaves, lengths) = shared, rows
         network = kernels.Network(inputs, flags, weights, *halting, leaves)
-        own = lanes if lanes is None else lanes_of(lanes, batch, *inputs.shape[:2])
+        own = lanes if lanes is None else share_of(lanes, batch, inputs.shape[0])
         return kernels.kernel(what, network, lengths, lanes=own, **options)
 
     shared = flags, weights, *halting

@@ -145,9 +145,8 @@ def tested(found: learned.LearnedOptimizer, name: str, preset: str) -> dict[str,
     curves = evaluate.test_curves(found, family, options, steps=steps)
     losses = curves["losses"]
     rate = baselines.tune(family, "adam", options)["summed"]
-    adam = baselines.curves(
-        family, "adam", rate, evaluate.test_keys(options)[1][0], count=count, steps=steps
-    )
+    key = evaluate.test_keys(options)[1][0]
+    adam = baselines.curves(family, "adam", rate, key, count=count, steps=steps).losses
     row = {
         "problems": count,
         "learned": evaluate.summarise(losses) | {"sum": float(losses.sum(1).mean())},
