@@ -1,5 +1,7 @@
 """The optimizers that come with the library, and what they were trained on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from actjax import learned
 from actjax.learned import files, meta
 from actjax.learned.features import MOMENT_ROWS, adam, leaf_scales
 from actjax.learned.problems import convolutions, networks, quadratic, regression, together
-from experiments.learned import held_out
+from experiments.learned import held_out, weights
+from experiments.learned.problems import PROBLEMS
 
 SHIPPED = sorted(path.stem for path in files.SHIPPED.glob("*.npz"))
 # what each is tried on here: problems of its kind, of other sizes than those it was trained on
@@ -221,3 +224,17 @@ def test_the_digits_are_those_of_their_source():
         assert digits["images"].shape == (1797, 8, 8) and digits["images"].max() == 16
         counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
         assert np.bincount(digits["labels"]).tolist() == counts
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_record_of_what_ships_is_of_fresh_problems(monkeypatch):
+    small = {"horizon": 6, "window": 3, "test_size": 8, "tuning_size": 8}
+    for problem, preset in (("quadratic", "weights"), ("regression", "head")):
+        presets = PROBLEMS[problem].presets
+        monkeypatch.setitem(presets, preset, dataclasses.replace(presets[preset], **small))
+    row = weights.tested(learned.load("quadratic"), "quadratic", "weights")
+    assert row["problems"] == 8 and 0 < row["learned"]["sum"] < row["adam"]["sum"]
+    found, chosen = weights.with_rule(learned.load("regression"), "regression", "head")
+    assert found.stop == learned.MassRule(chosen["threshold"])
+    row = weights.tested(found, "regression", "head")
+    assert row["cost"]["oracle"] <= row["cost"]["learned"] and 1 <= row["steps"]["mean"] <= 6
