@@ -107,7 +107,7 @@ def train(task: Task, chosen: Collapse, cure: str, changed: dict[str, Any]):
     folder = chosen.out / cure.replace(" ", "-")
     begun = (folder / run.CONFIG).exists()
     grid = sweep.Grid(resume=begun)
-    rows, seconds = sweep.run_group(task, grid, group, folder, run.load(task, options))
+    rows, seconds, _ = sweep.run_group(task, grid, group, folder, run.load(task, options))
     return [row | {"cure": cure} for row in rows], seconds
 
 

@@ -55,30 +55,31 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
     """The recurrent core that `architecture` describes."""
     sizes = in_features, architecture.hidden
     cell = {"cell": make_cell(architecture.cell, architecture.init), "rngs": rngs}
-    halting = pick(architecture, "epsilon", "halt_bias", "loop", "lanes")
+    halting = pick(architecture, "halt_bias", "loop", "lanes")
     match architecture.model:
         case "rnn":
             return actjax.RNN(*sizes, **cell)
         case "repeat":
             return actjax.Repeat(*sizes, repeats=architecture.repeats, **cell)
         case "act":
-            least, rule = architecture.min_steps, None
-            if least > 1:
-                rule = AtLeast(least, Graves(architecture.epsilon))
+            rule = Graves(architecture.epsilon)
+            if architecture.min_steps > 1:
+                rule = AtLeast(architecture.min_steps, rule)
             limits = {"max_steps": architecture.max_steps, "rule": rule}
             return actjax.ACT(*sizes, **limits, **halting, **cell)
         case "lfact":
             return actjax.LFACT(
                 *sizes,
                 max_layers=architecture.max_steps,
+                epsilon=architecture.epsilon,
                 activation=ACTIVATIONS[architecture.activation],
                 **pick(architecture, "combine", "attend"),
                 **halting,
                 **cell,
             )
         case "pondernet":  # with an epsilon of its own, a mass
-            own = pick(architecture, "max_steps", "prior", "halt_bias", "loop", "lanes")
-            return actjax.PonderNet(*sizes, **own, **cell)
+            own = pick(architecture, "max_steps", "prior")
+            return actjax.PonderNet(*sizes, **own, **halting, **cell)
         case other:
             allowed = "rnn, act, repeat, lfact or pondernet"
             raise ValueError(f"model must be {allowed}, got {other!r}.")
