@@ -263,7 +263,8 @@ def test_sweeps_at_the_same_settings_share_their_figures():
         return name, {"config": {"hidden": 4} | config, "members": members}
 
     sweeps = [found("fojo_act", 5, steps=5), found("fojo_rnn", 9, steps=9), found("x", 7, hidden=5)]
-    pools = pooled([*sweeps, found("y", 3, hidden=6), found("z", 2, hidden=6)])
+    sweeps += [found("y", 3, hidden=6, newer=1), found("z", 2, hidden=6)]  # older than an option
+    pools = pooled(sweeps, {"newer": 1})
     assert [name for name, _ in pools] == ["fojo", "x", "y-z"]
     assert [[m["updates"] for m in pool["members"]] for _, pool in pools] == [[9], [], [3]]
 

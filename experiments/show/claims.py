@@ -244,7 +244,7 @@ def _runs(results: Results) -> str:
         versions = run["versions"]
         code = run.get("code", "")
         row = {"file": f"`{_shown(name)}.json`", "command": f"`{run['command']}`"}
-        row |= {"time": _minutes(_seconds(run)), "device": run["device"]}
+        row |= {"time": _minutes(_seconds(run)) if _seconds(run) else "", "device": run["device"]}
         found.append(row | {"jax": versions["jax"], "code": f"`{code}`" if code else ""})
     return _markdown(found)
 

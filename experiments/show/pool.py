@@ -1,16 +1,28 @@
 """Which sweeps belong together: those that differ in nothing but what a figure compares."""
 
+import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
+
+from experiments.task import Task
 
 # what a figure compares, and what changes no number, or the length of a run alone
 COMPARED = {"model", "tau", "repeats", "seed", "steps"}
 FREE = COMPARED | {"preset", "lanes", "loop", "devices", "log_every", "checkpoint_every"}
 
 
-def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two configs are the same but for what is free."""
-    return all(one.get(name) == other.get(name) for name in (one.keys() | other.keys()) - FREE)
+def defaults(task: Task) -> dict[str, Any]:
+    """What an option is in the config of a run that is older than the option."""
+    options = next(iter(task.presets.values()))
+    return {field.name: field.default for field in dataclasses.fields(options)}
+
+
+def alike(one: dict[str, Any], other: dict[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether two configs are the same but for what is free; `known` are the task's `defaults`."""
+    told = lambda config, name: config.get(name, known.get(name))
+    names = (one.keys() | other.keys()) - FREE
+    return all(told(one, name) == told(other, name) for name in names)
 
 
 def longest(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -23,8 +35,10 @@ def longest(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def pooled(found: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Named summaries, those alike as one with the members of all.
+def pooled(
+    found: list[tuple[str, dict[str, Any]]], known: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Named summaries, those alike as one with the members of all; `known` as for `alike`.
 
     A pool bears what its summaries' names begin with in common: "fojo" for "fojo_act" and
     "fojo_rnn".
@@ -32,7 +46,7 @@ def pooled(found: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str,
     pools = []
     for name, summary in found:
         for names, summaries in pools:
-            if alike(summaries[0]["config"], summary["config"]):
+            if alike(summaries[0]["config"], summary["config"], known):
                 names.append(name)
                 summaries.append(summary)
                 break

@@ -12,7 +12,7 @@ from experiments.record import check_file
 from experiments.show import claims, learned, markup, page, settings, sweeps, tables
 from experiments.show.lookup import Results
 from experiments.show.papers import PAPERS, RESULTS, summaries
-from experiments.show.pool import pooled
+from experiments.show.pool import defaults, pooled
 from experiments.task import Task
 
 
@@ -68,7 +68,7 @@ def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> st
     named = [(path.stem, summary) for path, summary in found]
     if tables.table_of(task):
         parts.append(_table(task, named))
-    pools = pooled(named)
+    pools = pooled(named, defaults(task))
     parts += [_figure(figure, pools) for figure in sweeps.figures_of(task)]
     held = [entry for entry in named if _holds_budget(entry[1])]
     if held:

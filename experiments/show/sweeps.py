@@ -13,7 +13,7 @@ from experiments.options import require
 from experiments.record import check_folder, print_table
 from experiments.show import fojo, graves, language, learned
 from experiments.show.papers import PAPERS, RESULTS, members, summaries
-from experiments.show.pool import pooled
+from experiments.show.pool import defaults, pooled
 from experiments.task import Task, asked_for
 
 # name -> (how it is drawn: `(summary, path) -> bool`, False where there is nothing to show; title)
@@ -117,7 +117,7 @@ def draw(task: Task, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path
         return task.figures(members(task.name, results), results / task.name)
     drawn, budget = [], Figure("budget", "budget", BUDGET[1], "", BUDGET[0])
     found = [(path.stem, summary) for path, summary in summaries(task.name, results)]
-    for pool, summary in pooled(found):
+    for pool, summary in pooled(found, defaults(task)):
         for figure in (*figures_of(task), budget):
             target = results / task.name / f"{pool}_{figure.name}.png"
             if figure.draw(summary, target):

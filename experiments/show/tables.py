@@ -30,12 +30,12 @@ def compare(task: Task, found: list[tuple[str, dict[str, Any]]]) -> list[dict[st
       found: names and summaries of sweeps of the task; only those at the paper's settings count,
         and of several runs of a model and seed the longest.
     """
-    settings = as_json(task.name, task.presets["fojo"])
+    settings, known = as_json(task.name, task.presets["fojo"]), pool.defaults(task)
     members = pool.longest(
         [
             member | {"sweep": name}
             for name, summary in found
-            if pool.alike(summary["config"], settings) and summary["solved"] == SOLVED
+            if pool.alike(summary["config"], settings, known) and summary["solved"] == SOLVED
             for member in summary["members"]
         ]
     )
