@@ -68,9 +68,9 @@ def card(results: dict) -> str:
             f"| stops after | {at['mean']:.1f} steps, sd {at['sd']:.1f}, {at['min']} to "
             f"{at['max']}; rank correlation with the condition number "
             f"{tested['spearman_difficulty']:.2f} |",
-            f"| loss plus {tested['price']:.5f} for every step taken | {cost['learned']:.4f}; at the best constant "
-            f"step, {tested['best_constant_step']}, {cost['best_constant']:.4f}; in hindsight "
-            f"{cost['oracle']:.4f} |",
+            f"| loss plus {tested['price']:.5f} for every step taken | {cost['learned']:.4f}; at "
+            f"the best constant step, {tested['best_constant_step']}, {cost['best_constant']:.4f}; "
+            f"in hindsight {cost['oracle']:.4f} |",
             f"| rule | mass above {results['threshold']:g}, chosen on validation problems |",
         ]
     return "\n" + "\n".join(lines)
