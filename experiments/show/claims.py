@@ -85,7 +85,11 @@ def section(results: Results) -> str:
     parts = ["<h2 id=claims>Every claim, and whether it holds</h2>"]
     for paper in DATA["paper"]:
         parts.append(f"<h3>{paper['title']}: {paper['verdict']}</h3>")
-        parts.append(markup.note(paper["says"]) + markup.table(rows(paper["id"], results)))
+        plain = [  # without Markdown's marks
+            {title: cell.replace("`", "") for title, cell in row.items()}
+            for row in rows(paper["id"], results)
+        ]
+        parts.append(markup.note(paper["says"]) + markup.table(plain))
     return "\n".join(parts)
 
 
