@@ -147,6 +147,9 @@ def test_advice_only_where_halting_is_stuck():
         (lambda: budget.hold(3.0, integral=-1.0), "integral must be at least 0, got -1.0"),
         (lambda: budget.hold(3.0, window=0), "window must be an integer of at least 1, got 0"),
         (lambda: budget.fixed(-1.0), "tau must be at least 0, got -1.0"),
+        (lambda: budget.warm_up("a", 10), "tau must be at least 0, got 'a'"),
+        (lambda: budget.warm_up(float("inf"), 10), "tau must be at least 0, got inf"),
+        (lambda: budget.hold(None), "ponder must be above 2, the cost of one step, got None"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

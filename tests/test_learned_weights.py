@@ -238,3 +238,39 @@ def test_the_record_of_what_ships_is_of_fresh_problems(monkeypatch):
     assert found.stop == learned.MassRule(chosen["threshold"])
     row = weights.tested(found, "regression", "head")
     assert row["cost"]["oracle"] <= row["cost"]["learned"] and 1 <= row["steps"]["mean"] <= 6
+
+
+@pytest.mark.parametrize("size", [1e20, 1e37])
+def test_a_gradient_whose_square_overflows_is_a_large_gradient(size):
+    optimizer, params = learned.load("mlp").optimizer(), jnp.ones(2)
+    state = optimizer.init(params)
+    for gradient in (1.0, size, 1.0):
+        updates, state = optimizer.update(jnp.full(2, gradient), state, params)
+        assert np.isfinite(updates).all()
+
+
+def test_scales_of_leaves_of_any_dtype_and_size():
+    half, large = jnp.full(2, 1000, jnp.float16), jnp.full(2, 1e25)
+    np.testing.assert_allclose(leaf_scales(half), np.log(1000) / 3, rtol=1e-6)
+    np.testing.assert_allclose(leaf_scales(large), np.log(1e15) / 3, rtol=1e-6)
+    with jax.debug_nans(True):
+        assert leaf_scales({"none": jnp.zeros((0, 2)), "one": jnp.ones(1)}).tolist() == [0.0]
+        assert jax.grad(lambda leaf: leaf_scales(leaf).sum())(jnp.zeros(2)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: networks((3,)), "sizes must have at least 2 entries"),
+        (lambda: networks((3, 0, 2)), "sizes must be an integer of at least 1, got 0"),
+        (lambda: convolutions(8, ()), "channels must have at least 1 entries"),
+        (lambda: convolutions(-8, (2,)), "side must be an integer of at least 1"),
+        (lambda: convolutions(8, (2,), classes=0), "classes must be an integer of at least 1"),
+        (lambda: together(), "families must be at least one Family"),
+        (lambda: networks((3, 2)).sample(0), "key must be a PRNG key"),
+        (lambda: together(quadratic(2)).sample(0), "key must be a PRNG key"),
+    ],
+)
+def test_problems_refuse_in_a_sentence(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -341,3 +341,16 @@ def test_forward_mode_is_refused_in_a_sentence():
 
     with pytest.raises(TypeError, match="loop='scan'"):
         jax.jvp(run, (bias,), (bias,))
+
+
+def test_implicit_differentiation_outside_of_jit_is_reverse_mode():
+    def run(b):
+        w = weights("simple") | {"bias": b}
+        return loss(w, start("simple"), inputs(), cell="simple")[0]
+
+    def solved(b):  # x = run(b)
+        newton = lambda f, x: run(b)
+        return jax.lax.custom_root(lambda x: x - run(b), 0.0, newton, lambda g, y: y / g(1.0))
+
+    bias = weights("simple")["bias"]
+    np.testing.assert_allclose(jax.grad(solved)(bias), jax.grad(run)(bias), rtol=1e-6)

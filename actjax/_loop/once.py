@@ -11,6 +11,7 @@ as they are.
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -33,6 +34,13 @@ def _refuse_tangent(*_, refusal: str):
     raise TypeError(refusal)
 
 
+def _known_tangent(tangent, *, refusal: str):
+    """Zeros have a derivative: implicit differentiation outside of `jit` computes with them."""
+    if np.any(tangent):
+        raise TypeError(refusal)
+    return tangent
+
+
 _reverse_only = Primitive("in_reverse_only")
 _reverse_only.def_impl(lambda leaf, refusal: leaf)
 _reverse_only.def_abstract_eval(lambda leaf, refusal: leaf)
@@ -42,7 +50,7 @@ mlir.register_lowering(_reverse_only, lambda _, leaf, refusal: [leaf])
 
 # Reverse mode traces it and transposes it, and never computes it.
 _tangent = Primitive("tangent_in_reverse_only")
-_tangent.def_impl(_refuse_tangent)
+_tangent.def_impl(_known_tangent)
 _tangent.def_abstract_eval(lambda tangent, refusal: tangent)
 ad.deflinear2(_tangent, lambda cotangent, tangent, refusal: [cotangent])
 batching.primitive_batchers[_tangent] = _refuse_tangent

@@ -47,7 +47,8 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
 
         g / sqrt(v_.99),  m_.9 / sqrt(v_.99),  m_.98 / sqrt(v_.99),  log(v_.9 / v_.99) / 2,
 
-    and log(1 + t) / 5 for step t: a change of scale of the loss changes none of them.
+    and log(1 + t) / 5 for step t: a change of scale of the loss changes none of them, as long as
+    gradients are above about 1e-7. Those above 1e18 count as 1e18, whose square float32 holds.
 
     Args:
       moments: [MOMENT_ROWS, N] of the steps before: the four means, and t; zeros at the start.
@@ -63,6 +64,7 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
       [[1.0, -1.0], [1.0, -1.0]]
     """
     count = moments[4] + 1
+    gradient = jnp.clip(gradient, -MOST, MOST)
     square = gradient * gradient
     values = gradient, gradient, square, square
     rows, means = [], []
@@ -79,8 +81,8 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
 def leaf_scales(params, *, batched: bool = False) -> jax.Array:
     """log of the root mean square of the leaf each coordinate belongs to, over 3: float [N].
 
-    In a leaf below 1e-3, as biases are at the start, it is that of 1e-3. What it tells is mostly
-    the fan-in, by which weights are drawn and steps should be smaller.
+    In a leaf below 1e-3, as biases are at the start, it is that of 1e-3, and at most that of 1e15.
+    What it tells is mostly the fan-in, by which weights are drawn and steps should be smaller.
 
     Args:
       params: a pytree.
@@ -89,9 +91,12 @@ def leaf_scales(params, *, batched: bool = False) -> jax.Array:
 
     def scale(leaf):
         leaf = jnp.asarray(leaf)
+        if not leaf.size:  # there is no mean
+            return jnp.zeros(leaf.shape, jnp.float32)
         axes = tuple(range(leaf.ndim - batched))
-        mean = jnp.mean(jnp.square(jnp.abs(leaf)), axes, keepdims=True)
-        value = jnp.log(jnp.maximum(jnp.sqrt(mean), 1e-3)) / 3
+        size = jnp.minimum(jnp.abs(leaf).astype(jnp.float32), 1e15)  # a square that float32 holds
+        mean = jnp.mean(jnp.square(size), axes, keepdims=True)
+        value = jnp.log(jnp.maximum(mean, 1e-6)) / 6
         filled = jnp.zeros_like(leaf, value.dtype) + value
         return lax.complex(filled, filled) if jnp.iscomplexobj(leaf) else filled
 
@@ -101,6 +106,7 @@ def leaf_scales(params, *, batched: bool = False) -> jax.Array:
 DECAYS = (0.9, 0.98, 0.9, 0.99)  # of two means of g and two of its square
 MOMENT_ROWS = len(DECAYS) + 1
 TINY = 1e-16
+MOST = 1e18
 PREPROCESS = {"log_sign": 2, "raw": 1, "adam": 5}  # name -> features
 
 

@@ -67,12 +67,13 @@ def save(path: str | os.PathLike, learned: LearnedOptimizer | CoordinatewiseLSTM
                 f"learned must hold float32 or float64 weights, got {array.dtype} at {name}."
             )
     header = {"format": FORMAT, "version": VERSION, "settings": _settings(learned)}
+    header = json.loads(json.dumps(header, default=lambda number: number.item()))
     header["sha256"] = _digest(header, arrays)
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(content, header=text, **arrays)  # type: ignore[arg-type]
     path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.parent / f"{path.name}.partial"
     try:
         partial.write_bytes(content.getvalue())
         partial.replace(path)

@@ -35,7 +35,8 @@ class CoordinatewiseLSTM(nnx.Module):
       preprocess: what the network sees of a gradient: "log_sign" or "raw", as in the papers; or
         "adam", `features.adam`, and then its update is Adam's changed by two read-outs a and b of
         the last layer, -output_scale exp(a) (m / sqrt(v) + b). That does not depend on the scale of
-        the loss, and an untrained network is Adam at about the rate `output_scale`.
+        the loss, as `adam` does not, and an untrained network is Adam at about the rate
+        `output_scale`.
       p: the argument of "log_sign".
       see_params: also feed the raw value of the parameter.
       see_scale: also feed how large the parameters of its leaf are, `features.leaf_scales`.

@@ -14,7 +14,7 @@ from flax import nnx
 from actjax._checks import check_like, check_loop_and_lanes, check_positive
 from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
-from actjax.halting import FixedSteps, Graves, Ponder, Rule, chosen_rule, halting_dtype
+from actjax.halting import FixedSteps, Ponder, Rule, chosen_rule, halting_dtype
 from actjax.nn import kernel
 from actjax.nn.cells import Recurrent
 from actjax.nn.widths import cut_units, pad_units, wanted, widened
@@ -73,8 +73,8 @@ class ACT(Recurrent):
         if refusal:
             raise ValueError(refusal)
         rule = chosen_rule(rule, epsilon)
-        if loop == "kernel" and not isinstance(rule, Graves):
-            raise ValueError(f"rule must be Graves for loop='kernel', got {rule!r}.")
+        if loop == "kernel":
+            kernel.check_rule(rule)
         self.max_steps, self.rule, self.loop, self.lanes = max_steps, rule, loop, lanes
         bias = nnx.initializers.constant(halt_bias)
         self.halt = nnx.Linear(hidden_features, 1, bias_init=bias, dtype=dtype, rngs=rngs)
@@ -106,7 +106,8 @@ class ACT(Recurrent):
             return _narrow(self, wide, xs, initial_state, lengths)
         prepared = self.prepare(xs, initial_state, self.halt, lengths, rngs)
         options = {"max_steps": self.max_steps, "lengths": lengths, "lanes": self.lanes}
-        if kernels:
+        if kernels:  # of which the rule may have been changed
+            kernel.check_rule(self.rule)
             return kernel.run(*prepared, kind=type(self.cell), epsilon=self.rule.epsilon, **options)
         final, states, ponder = unroll(*prepared, rule=self.rule, loop=self.loop, **options)
         step = prepared[0]

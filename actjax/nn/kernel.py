@@ -17,6 +17,7 @@ from actjax._checks import check_closed, check_lengths
 from actjax._loop import kernel_cells as cells
 from actjax._loop.devices import by_device
 from actjax._loop.plan import share_of
+from actjax.halting import Graves
 from actjax.nn.cells import CellStep
 
 MOST_UNITS = 256
@@ -51,6 +52,12 @@ def _without_kernels() -> str | None:
         return None
     known = "must have Pallas for Triton, as 0.10 to 0.12 do,"
     return f"jax {known} for loop='kernel', got {jax.__version__}."
+
+
+def check_rule(rule: Any):
+    """Refuses any rule but Graves', which is what the kernels compute."""
+    if not isinstance(rule, Graves):
+        raise ValueError(f"rule must be Graves for loop='kernel', got {rule!r}.")
 
 
 def kernel_supports(cell: nnx.Module) -> str | None:

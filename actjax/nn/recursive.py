@@ -77,6 +77,10 @@ class Recursive(nnx.Module):
         check_positive("latent_steps", latent_steps)
         check_positive("cycles", cycles)
         check_choice("gradient", gradient, ("last", "all"))
+        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(network)):
+            raise ValueError(
+                f"network must be a Flax module or another pytree of arrays, got {network!r}."
+            )
         self.network, self.features = network, features
         self.latent_steps, self.cycles, self.gradient = latent_steps, cycles, gradient
         self.halt = nnx.Linear(

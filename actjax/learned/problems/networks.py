@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from actjax._checks import check_choice, check_positive
+from actjax._checks import check_choice, check_key, check_positive
 from actjax.learned.problems.classifier import _convolve, cross_entropy
 from actjax.learned.problems.family import Family
 
@@ -51,7 +51,11 @@ def together(*families: Family) -> Family:
       ([(3,), (2,)], ())
     """
 
+    if not families or not all(isinstance(family, Family) for family in families):
+        raise ValueError(f"families must be at least one Family, got {families!r}.")
+
     def sample(key):
+        check_key("key", key)
         keys = jax.random.split(key, len(families))
         pairs = [family.sample(k) for family, k in zip(families, keys, strict=True)]
         return [params for params, _ in pairs], [data for _, data in pairs]
@@ -90,6 +94,7 @@ def networks(
       pixels: always rectify the inputs, and let their variances fall fast, as images' do.
     """
     check_choice("targets", targets, TARGETS)
+    _check_sizes("sizes", sizes, 2)
     inputs, outputs = sizes[0], sizes[-1]
 
     def draw(key):
@@ -147,6 +152,9 @@ def convolutions(
       batch_size: images in a minibatch.
       rows: images in a data set.
     """
+    for name, value in (("side", side), ("classes", classes)):
+        check_positive(name, value)
+    _check_sizes("channels", channels, 1)
     depths, waves = (1, *channels), 5
     small, rest = divmod(side, 2 ** len(channels))
     if rest or not small:
@@ -155,8 +163,9 @@ def convolutions(
             f"got {side!r}."
         )
     flat = small * small * channels[-1]
-    places = (jnp.arange(side) + 0.5) / side
-    basis = jnp.cos(jnp.pi * places[:, None] * jnp.arange(waves)[None])  # [side, waves]
+    places = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
+    frequencies = jnp.arange(waves, dtype=jnp.float32)
+    basis = jnp.cos(jnp.pi * places[:, None] * frequencies[None])  # [side, waves]
 
     def draw(key):
         chance = jax.random.uniform(jax.random.fold_in(key, 0), (3 + rows,))
@@ -206,6 +215,13 @@ def _normals(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
     ]
 
 
+def _check_sizes(name: str, sizes: tuple[int, ...], least: int):
+    if len(sizes) < least:
+        raise ValueError(f"{name} must have at least {least} entries, got {sizes!r}.")
+    for size in sizes:
+        check_positive(name, size)
+
+
 def _family(draw, init, predict, rows: int, batch_size: int) -> Family:
     check_positive("batch_size", batch_size)
     check_positive("rows", rows)
@@ -217,6 +233,7 @@ def _family(draw, init, predict, rows: int, batch_size: int) -> Family:
         return jnp.where(data.squared, squared, entropy)
 
     def sample(key):
+        check_key("key", key)
         keys = jax.random.split(key, 3)
         x, classes, wanted, by_value = draw(keys[0])
         kind, gain, loss = jax.random.uniform(keys[1], (3,))
