@@ -166,7 +166,7 @@ def hold(
       >>> float(controller.update(state, 2.5).tau)
       0.0
     """
-    if not isinstance(ponder, jax.core.Tracer) and not (_is_number(ponder) and ponder > ONE_STEP):
+    if not isinstance(ponder, jax.core.Tracer) and not _is_number(ponder, ONE_STEP, strictly=True):
         raise ValueError(f"ponder must be above 2, the cost of one step, got {ponder!r}.")
     if not 0 < min_tau < max_tau:
         raise ValueError(
@@ -246,13 +246,17 @@ def _watch(state: TauState, ponder: Array, *, window: int = 50) -> TauState:
 def _check_tau(name: str, tau: ArrayLike, *, least: float, most: float = float("inf")):
     if isinstance(tau, jax.core.Tracer):
         return
-    if not _is_number(tau) or not least <= tau <= most:
+    if not _is_number(tau, least, most):
         allowed = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
         raise ValueError(f"{name} must be {allowed}, got {tau!r}.")
 
 
-def _is_number(value: ArrayLike) -> bool:
-    """Whether a known value is one real, finite number."""
-    array = np.asarray(value)
-    real = jnp.issubdtype(array.dtype, jnp.number) and jnp.isrealobj(array)
-    return array.ndim == 0 and real and bool(np.isfinite(array))
+def _is_number(
+    value: ArrayLike, least: float, most: float = float("inf"), *, strictly: bool = False
+) -> bool:
+    """Whether a known value is one real, finite number from `least`, or above it, to `most`."""
+    number = np.asarray(value)
+    real = jnp.issubdtype(number.dtype, jnp.number) and jnp.isrealobj(number)
+    if number.ndim or not real or not np.isfinite(number):
+        return False
+    return bool((number > least if strictly else number >= least) and number <= most)
