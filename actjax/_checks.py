@@ -228,16 +228,21 @@ def check_lengths(lengths: Any, batch: int, time: int) -> jax.Array:
     return jnp.asarray(lengths, jnp.int32)
 
 
+def no_probabilities(halts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Known halting probabilities in float64; which lie outside [0, 1] by more than rounding."""
+    inexact = jnp.issubdtype(halts.dtype, jnp.inexact)
+    slack = 4 * float(jnp.finfo(halts.dtype).eps) if inexact else 0.0
+    values = np.asarray(halts, np.float64)
+    return values, (values < -slack) | (values > 1 + slack)
+
+
 def check_probabilities(name: str, halts: Any) -> None:
     """Refuses halting probabilities outside [0, 1], where their values are known."""
     if jnp.iscomplexobj(halts):
         raise ValueError(f"{name} must be real numbers, got {halts.dtype}.")
     if isinstance(halts, jax.core.Tracer):
         return
-    inexact = jnp.issubdtype(halts.dtype, jnp.inexact)
-    slack = 4 * float(jnp.finfo(halts.dtype).eps) if inexact else 0.0
-    values = np.asarray(halts, np.float64)
-    outside = (values < -slack) | (values > 1 + slack)
+    values, outside = no_probabilities(halts)
     if outside.any():
         raise ValueError(
             f"{name} must be probabilities between 0 and 1, got {values[outside][0]:g}."

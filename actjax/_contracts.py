@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from actjax._checks import shown
+from actjax._checks import no_probabilities, shown
 from actjax._variables import Touched, observed
 
 
@@ -46,8 +46,7 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> Any:
         got = "an array" if hasattr(result, "shape") else type(result).__name__
         raise ValueError(f"step must return (state, halt), got {got}.")
     new_state, halt = result
-    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
-    before, after = describe(jax.eval_shape(lambda tree: tree, state)), describe(new_state)
+    before, after = _described(jax.eval_shape(lambda tree: tree, state)), _described(new_state)
     if before != after:
         raise ValueError(
             f"step must return a state of the same structure, shapes and dtypes as it was given, "
@@ -55,10 +54,9 @@ def check_step(step: Any, params: Any, state: Any, *inputs: Any) -> Any:
         )
     rows = inputs[-1].shape
     if getattr(halt, "shape", None) != rows or not jnp.issubdtype(halt.dtype, jnp.floating):
-        array = hasattr(halt, "shape")
-        got = f"shape {halt.shape} of {halt.dtype}" if array else type(halt).__name__
         raise ValueError(
-            f"step must return one float halting probability a row, of shape {rows}, got {got}."
+            "step must return one float halting probability a row, "
+            f"of shape {rows}, got {shown(halt)}."
         )
     return traced
 
@@ -73,9 +71,7 @@ def check_halts(traced: Any, arguments: Any, lengths: Any) -> None:
     if traced.effects or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
     halt = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *jax.tree.leaves(arguments))[-1]
-    slack = 4 * float(jnp.finfo(halt.dtype).eps)
-    halt = np.asarray(halt, np.float64)
-    outside = (halt < -slack) | (halt > 1 + slack)
+    halt, outside = no_probabilities(halt)
     if lengths is not None:
         outside &= np.asarray(lengths) > 0
     if outside.any():
@@ -99,7 +95,6 @@ def check_rule(rule: Any, epsilon: float | None = None) -> Any:
     if epsilon is not None:
         raise ValueError(f"epsilon must be the rule's own where rule is given, got {epsilon!r}.")
     halt, n = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    describe = lambda tree: jax.tree.map(_shape_and_dtype, tree)
     before = jax.eval_shape(rule.start, halt)
     last = jax.eval_shape(rule.decide, before, n, halt)
     if getattr(last, "shape", None) != (2,) or last.dtype != bool:
@@ -109,10 +104,10 @@ def check_rule(rule: Any, epsilon: float | None = None) -> Any:
         kind = len(result) if isinstance(result, tuple) else shown(result)
         raise ValueError(f"rule must update to (registers, weight, extra), got {kind}.")
     after, weight, extra = result
-    if describe(after) != describe(before):
+    if _described(after) != _described(before):
         raise ValueError(
             "rule must update its registers to the structure, shapes and dtypes they started with, "
-            f"{describe(before)}, got {describe(after)}."
+            f"{_described(before)}, got {_described(after)}."
         )
     is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
     if getattr(weight, "shape", None) != (2,) or not is_float(weight):
@@ -136,8 +131,9 @@ def check_mean(rule: Any, state: Any) -> None:
         ) from None
 
 
-def _shape_and_dtype(leaf) -> tuple[tuple[int, ...], str]:
-    return leaf.shape, str(leaf.dtype)
+def _described(tree: Any) -> Any:
+    """The shape and dtype of every leaf."""
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
 
 
 @contextlib.contextmanager
