@@ -213,9 +213,12 @@ def parity_step(loop: str, lanes: int | None, batch: int, hidden: int):
 
 
 def sweep_row(
-    group: str, members: int, loop: str, small: bool, *, lanes=None, level="2", running=None
+    group: str, members: int, way: str, small: bool, *, lanes=None, level="2", running=None
 ) -> Row:
-    """Members trained as one program; of `running`, the rest have left and freed their places."""
+    """Members trained as one program; of `running`, the rest have left and freed their places.
+
+    `way` is a loop, with ", command buffers" if with those."""
+    loop, _, buffers = way.partition(", ")
     members, batch, hidden = (3, 4, 8) if small else (members, 128, 128)
     running = min(members, running or members)
     step, make = parity_step(loop, lanes, batch, hidden)
@@ -236,9 +239,10 @@ def sweep_row(
         return lax.fori_loop(0, updates, update, carry)
 
     name = f"{members} networks" + (f", {running} running" if running < members else "")
-    way = loop + (f", {lanes} lanes" if lanes else "")
+    way += f", {lanes} lanes" if lanes else ""
     carry = states, jnp.float32(0)
-    program = Program(f"{name}, {way}", run, carry, keys)
+    options = card.COMMAND_BUFFERS if buffers and jax.default_backend() == "gpu" else {}
+    program = Program(f"{name}, {way}", run, carry, keys, options)
     read = lambda carry: {"mean_ponder": float(carry[1])}
     facts = {"members": running}
     return Row(group, name, way, program, {level: carry}, read, running, facts)
@@ -249,6 +253,7 @@ def sweep_rows(small: bool) -> Iterator[Row]:
         for loop in ("while", "kernel"):
             yield sweep_row("sweeps", members, loop, small)
             yield sweep_row("sweeps", members, loop, small, running=members // 2)
+    yield sweep_row("sweeps", 32, "while, command buffers", small)
     yield sweep_row("sweeps", 1, "kernel", small)
     yield sweep_row("sweeps", 32, "kernel", small, lanes=16)
 

@@ -1,6 +1,6 @@
 """Puzzles a second of a recursive network that is trained: always M steps, or stopped when done.
 
-    python benchmarks/recursive.py [--run FOLDER] [--boards N] [--out FILE] [--quick]
+    python benchmarks/recursive.py [--run FOLDER] [--boards N] [--sizes N ...] [--out FILE] [--quick]
 
 FOLDER is that of a run of `python -m experiments sudoku`; without one its demo is trained first,
 for five minutes. All ways solve the same test boards, with the level that validation boards chose:
@@ -13,9 +13,9 @@ each in batches, or on lanes, of several sizes, of which the fastest counts. The
 that stop are compared, board by board, with those of a plain loop over the steps. A last row of
 lanes has the number that the library chooses.
 
-Then an update of the training, deep supervision with recycled lanes, beside the same in PyTorch,
-where that is installed (the extra `bench`): the same network, sizes, optimizer and threads, in
-updates a second. The first loss of both has to be the same number.
+Then an update of the training, deep supervision with recycled lanes; on a CPU beside the same in
+PyTorch, where that is installed (the extra `bench`): the same network, sizes, optimizer and
+threads, in updates a second. The first loss of both has to be the same number.
 """
 
 import argparse
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=pathlib.Path, help="folder of a run of experiments sudoku")
     parser.add_argument("--boards", type=int, default=1024, help="the test boards, repeated")
+    sizes = {"nargs": "+", "default": SIZES, "metavar": "N"}
+    parser.add_argument("--sizes", type=int, **sizes, help="of batches and numbers of lanes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=new_file, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="see that it runs: no timing")
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None):
         folder = arguments.run or _trained(pathlib.Path(scratch) / "run", arguments.quick)
         options, model, parts = sudoku.restore(folder)
         level = read_json(folder / "evaluation.json")["level"]
-    boards, sizes, repeats = arguments.boards, SIZES, arguments.repeats
+    boards, sizes, repeats = arguments.boards, arguments.sizes, arguments.repeats
     if arguments.quick:
         boards, sizes, repeats = 24, (8, 24), 1
     small = {} if not arguments.quick else {"target": 1e-3, "repeats": 1}
@@ -216,7 +218,7 @@ def measure_training(options, puzzles: Puzzles, *, compiled: bool, rounds=4, **t
         return metrics
 
     losses, calls = {"actjax": float(_first_loss(state))}, {"actjax": ours}
-    if importlib.util.find_spec("torch"):
+    if jax.default_backend() == "cpu" and importlib.util.find_spec("torch"):
         losses_there, calls_there = _torch_updates(options, puzzles, state, compiled)
         losses, calls = losses | losses_there, calls | calls_there
     times = {name: [] for name in calls}

@@ -7,6 +7,7 @@ from jax import Array
 import actjax
 from actjax import Ponder
 from actjax.halting import AtLeast, Graves
+from actjax.nn.kernel import kernel_supports
 from experiments.cells import make_cell
 from experiments.options import Architecture, pick
 
@@ -48,14 +49,20 @@ def make_network(
 ) -> Network:
     """The network that `architecture` describes; its weights are a function of the seed."""
     rngs = nnx.Rngs(jax.random.key(seed))
-    return Network(make_core(architecture, in_features, rngs=rngs), out_features, rngs=rngs)
+    network = Network(make_core(architecture, in_features, rngs=rngs), out_features, rngs=rngs)
+    if architecture.init == "glorot_all":
+        glorot = nnx.initializers.glorot_uniform()
+        for _, layer in nnx.iter_graph((getattr(network.core, "halt", None), network.readout)):
+            if isinstance(layer, nnx.Linear):
+                layer.kernel[...] = glorot(rngs.params(), layer.kernel.shape, layer.kernel.dtype)
+    return network
 
 
 def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """The recurrent core that `architecture` describes."""
     sizes = in_features, architecture.hidden
     cell = {"cell": make_cell(architecture.cell, architecture.init), "rngs": rngs}
-    halting = pick(architecture, "halt_bias", "loop", "lanes")
+    halting = pick(architecture, "halt_bias", "lanes") | {"loop": chosen_loop(architecture)}
     match architecture.model:
         case "rnn":
             return actjax.RNN(*sizes, **cell)
@@ -83,3 +90,16 @@ def make_core(architecture: Architecture, in_features: int, *, rngs: nnx.Rngs) -
         case other:
             allowed = "rnn, act, repeat, lfact or pondernet"
             raise ValueError(f"model must be {allowed}, got {other!r}.")
+
+
+def chosen_loop(architecture: Architecture) -> str:
+    """The loop that `architecture` names, or for "auto" the fastest that its network allows."""
+    if architecture.loop != "auto":
+        return architecture.loop
+    plain = architecture.min_steps == 1 and architecture.lanes is None  # Graves' rule, whole lanes
+    if jax.default_backend() != "gpu" or architecture.model != "act" or not plain:
+        return "while"
+    cell = lambda: make_cell(architecture.cell, architecture.init)(
+        1, architecture.hidden, rngs=nnx.Rngs(0)
+    )
+    return "while" if kernel_supports(nnx.eval_shape(cell)) else "kernel"

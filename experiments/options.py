@@ -64,10 +64,12 @@ class Architecture:
     """First bias of their halting unit; a lower one makes them start with longer thought."""
     over_time: Literal["sum", "mean"] = "sum"
     """Whether loss and ponder cost are summed over a sequence (Graves) or averaged (Fojo)."""
-    init: Literal["glorot", "flax"] = "flax"
-    """First weights of the cell: uniform after Glorot, or Flax's own (Lecun and orthogonal)."""
-    loop: Literal["while", "scan"] = "while"
-    """How they run: while costs the steps taken; scan costs max_steps and is the reference."""
+    init: Literal["glorot", "glorot_all", "flax"] = "flax"
+    """First weights of the cell: uniform after Glorot, or Flax's own (Lecun and orthogonal);
+    glorot_all: those of the halting unit and of the read-out after Glorot too, as in Fojo's code."""
+    loop: Literal["auto", "while", "kernel", "scan"] = "auto"
+    """How they run: while costs the steps taken, and so does kernel, for act on a GPU; scan costs
+    max_steps and is the reference. auto: kernel on a GPU where the network allows it, else while."""
     lanes: int | None = None
     """Rows computed side by side; sequences wait for one. Default: the batch size."""
 

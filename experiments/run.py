@@ -34,6 +34,7 @@ from experiments.show import figures
 from experiments.task import Loaded, Task
 
 SUMMARY, EVALUATION, CONFIG = "summary.json", "evaluation.json", "config.json"
+FREE = "steps", "loop"  # what a run may go on with otherwise: its numbers stay, but for rounding
 STUCK_ROWS = 10  # of metrics, after which halting that does not adapt is no passing state
 
 
@@ -97,8 +98,7 @@ def fit(task: Task, options: Options, data: Loaded) -> tuple[Network, pathlib.Pa
     state, key = make_state(options.seed, options.tau), jax.random.key(options.seed)
     config = as_json(task.name, options) | {"data_sha256": data.sha256}
     distributed.check_alike("the options and the data", config)
-    free = "steps", "devices"
-    distributed.on_first(lambda: claim(folder, config, options, free=free))
+    distributed.on_first(lambda: claim(folder, config, options, free=(*FREE, "devices")))
     train_on = data.train
     if mesh is not None:
         state, key, train_on = sharding.replicate((state, key, train_on), mesh)
@@ -214,7 +214,7 @@ def claim(
     config: dict[str, Any],
     options: Any,
     *,
-    free: tuple[str, ...] = ("steps",),
+    free: tuple[str, ...] = FREE,
 ):
     """`training.claim_folder` for a run of these `options`, refused before anything is written.
 
