@@ -1,6 +1,6 @@
 """Puzzles a second of a recursive network that is trained: always M steps, or stopped when done.
 
-    python benchmarks/recursive.py [--run FOLDER] [--boards N] [--sizes N ...] [--out FILE] [--quick]
+    python benchmarks/recursive.py [--run FOLDER] [--boards N] [--sizes N ...] [--out FILE]
 
 FOLDER is that of a run of `python -m experiments sudoku`; without one its demo is trained first,
 for five minutes. All ways solve the same test boards, with the level that validation boards chose:

@@ -42,7 +42,7 @@ CELLS = {
 
 
 def make_cell(name: str, init: str) -> Callable[..., nnx.Module]:
-    """The class of a cell whose weights start as `init` says: "flax", or "glorot" or "glorot_all"."""
+    """The class of a cell whose weights start as `init` says: "flax", "glorot" or "glorot_all"."""
     kind = CELLS[name]
     if init == "flax":
         return kind.make

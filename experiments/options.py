@@ -66,10 +66,10 @@ class Architecture:
     """Whether loss and ponder cost are summed over a sequence (Graves) or averaged (Fojo)."""
     init: Literal["glorot", "glorot_all", "flax"] = "flax"
     """First weights of the cell: uniform after Glorot, or Flax's own (Lecun and orthogonal);
-    glorot_all: those of the halting unit and of the read-out after Glorot too, as in Fojo's code."""
+    glorot_all: those of the halting unit and the read-out after Glorot too, as in Fojo's code."""
     loop: Literal["auto", "while", "kernel", "scan"] = "auto"
     """How they run: while costs the steps taken, and so does kernel, for act on a GPU; scan costs
-    max_steps and is the reference. auto: kernel on a GPU where the network allows it, else while."""
+    max_steps and is the reference. auto: kernel on a GPU where the network allows it, or while."""
     lanes: int | None = None
     """Rows computed side by side; sequences wait for one. Default: the batch size."""
 
