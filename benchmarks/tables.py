@@ -167,26 +167,16 @@ def processes(results: dict) -> str:
 
 
 def accelerator(results: dict) -> str:
-    """Training steps, sweeps, Graves' grid and optimizers on one card."""
+    """Training steps, networks by size, sweeps, Graves' grid and optimizers on one card."""
     rows = [row for row in results["rows"] if "error" not in row]
-    columns = "setting", "loop", "mean N", "ms", "/ (N × plain)", "kernels, products an iteration"
-    lines = [
-        results["note"],
-        "",
-        "| " + " | ".join((*columns, "busy")) + " |",
-        "|" + "---|" * 7,
-    ]
-    seen = set()
-    for row in rows:
-        if row["group"] != "training" or (row["name"], row["way"]) in seen:
-            continue
-        seen.add((row["name"], row["way"]))  # both levels were one, see the note
-        over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
-        graph = row["way"].endswith("buffers") or row["way"] == "kernel"
-        launches = f"{row['kernels_an_iteration']:.0f}, {row['products_an_iteration']:.0f}"
-        cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
-        lines.append("| " + " | ".join((*cells, *_launches(graph, launches, row))) + " |")
-    lines += ["", "| networks at once | loop | mean N | µs an update and network | |"]
+    names = [row["name"] for row in rows]
+    rows.sort(key=lambda row: (names.index(row["name"]), row.get("level", "")))
+    columns = "loop", "mean N", "ms", "/ (N × plain)", "kernels, products an iteration", "busy"
+    lines = [results.get("note", ""), ""]
+    for group, first in (("training", "setting"), ("shapes", "network, T 20")):
+        lines += ["| " + " | ".join((first, *columns)) + " |", "|" + "---|" * 7]
+        lines += [_on_card(row) for row in rows if row["group"] == group] + [""]
+    lines += ["| networks at once | loop | mean N | µs an update and network | |"]
     lines.append("|" + "---|" * 5)
     for row in rows:
         if row["group"] in ("sweeps", "grid"):
@@ -194,25 +184,40 @@ def accelerator(results: dict) -> str:
             grid = f"the grid, extrapolated: {minutes:.1f} min" if minutes else ""
             cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
             lines.append("| " + " | ".join((*cells, grid)) + " |")
-    lines += [
-        "",
-        "| parameters | a step of the learned optimizer, ms | of Adam, ms |",
-        "|---|---|---|",
-    ]
-    steps = {(r["name"], r["way"]): r["ms"] for r in rows if r["group"] == "optimizer"}
+    titles = "a step of the learned optimizer, ms", "over its bytes", "of Adam, ms"
+    lines += ["", "| " + " | ".join(("parameters", *titles)) + " |", "|" + "---|" * 4]
+    steps = {(r["name"], r["way"]): r for r in rows if r["group"] == "optimizer"}
     for name in dict.fromkeys(name for name, _ in steps):
-        times = short(steps[name, "learned"]), short(steps[name, "adam"])
-        lines.append(f"| {name} | {times[0]} | {times[1]} |")
-    lines += ["", "| PyTorch, the same card | | mean N | ms |", "|---|---|---|---|"]
+        own = steps[name, "learned"]
+        cells = short(own["ms"]), f"{own['over_bytes']:.1f}", short(steps[name, "adam"]["ms"])
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| others | | |", "|---|---|---|"]
+    for row in rows:
+        if row["group"] == "lfact":
+            cells = f"text, mean N {row['mean_ponder']:.2f}", row["way"], f"{short(row['ms'])} ms"
+            lines.append("| " + " | ".join(cells) + " |")
+        if row["group"] == "stream":
+            speed = f"{row['characters_per_s']:,.0f} characters a second"
+            lines.append(f"| stream | {row['way']} | {speed} |")
+    lines += ["", "| PyTorch, the same card | | mean N | ms | over ours |", "|" + "---|" * 5]
     for row in rows:
         if row["group"] == "torch":
-            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"])
+            over = f"{row['over_ours']:.1f}" if "over_ours" in row else ""
+            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
             lines.append("| " + " | ".join(cells) + " |")
     return "\n" + "\n".join(lines)
 
 
-def _launches(graph: bool, launches: str, row: dict) -> tuple[str, str]:
-    return ("one graph", "") if graph else (launches, f"{row['busy']:.0%}")
+def _on_card(row: dict) -> str:
+    """A line for a training step; launches are told where the profile saw them one by one."""
+    graph = row["way"].endswith("buffers") or row["way"] == "kernel"
+    launches = "one graph" if graph else ""
+    if not graph and "kernels_an_iteration" in row:
+        launches = f"{row['kernels_an_iteration']:.0f}, {row['products_an_iteration']:.0f}"
+    busy = f"{row['busy']:.0%}" if "busy" in row and not graph else ""
+    over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
+    cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
+    return "| " + " | ".join((*cells, launches, busy)) + " |"
 
 
 def kernel(results: dict) -> str:

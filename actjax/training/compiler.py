@@ -28,9 +28,11 @@ def gpu_compiler_options() -> dict[str, Any]:
 
 def ponders(model: Any) -> bool:
     """Whether a model has an adaptive loop in it: a module whose `loop` is "while"."""
-    if not isinstance(model, nnx.Module):
-        return False
-    return any(getattr(node, "loop", None) == "while" for _, node in nnx.iter_graph(model))
+    is_module = lambda node: isinstance(node, nnx.Module)
+    modules = filter(is_module, jax.tree.leaves(model, is_leaf=is_module))
+    return any(
+        getattr(node, "loop", None) == "while" for m in modules for _, node in nnx.iter_graph(m)
+    )
 
 
 def options_for(model: Any, backend: str) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from actjax._checks import check_choice, check_key, check_positive
+from actjax.training.compiler import options_for
 from actjax.training.files import RunFiles
 from actjax.training.folder import METRICS
 from actjax.training.loop import OnRow, check_multiple
@@ -125,7 +126,8 @@ def sweep(
         lengths, an unknown batching, or a checkpoint that is damaged or does not fit.
     """
     devices = list(devices or jax.devices())
-    batching = batching or ("map" if devices[0].platform == "cpu" else "vmap")
+    platform = devices[0].platform
+    batching = batching or ("map" if platform == "cpu" else "vmap")
     size = _check_size(hide(states), keys)
     _check_counts(steps, log_every, rows_per_dispatch, checkpoint_every)
     check_choice("batching", batching, BATCHING)
@@ -153,7 +155,9 @@ def sweep(
             began = time.perf_counter()
             shape = _shape(done, steps, log_every, rows_per_dispatch)
             if shape not in dispatches:
-                dispatches[shape] = _make_dispatch(train_step, *shape, batching, mesh, size)
+                dispatches[shape] = _make_dispatch(
+                    train_step, *shape, batching, mesh, size, options_for(states.model, platform)
+                )
             members = np.flatnonzero(active)
             bucket = None if active.all() else _bucket(members, len(keys), mesh.size)
             states, metrics = dispatches[shape](states, keys, bucket, data)
@@ -243,7 +247,13 @@ def _finished(train_step: TrainStep, states: TrainState, data: Any, batching: st
 
 
 def _make_dispatch(
-    train_step: TrainStep, rows: int, log_every: int, batching: str, mesh: Mesh, size: int
+    train_step: TrainStep,
+    rows: int,
+    log_every: int,
+    batching: str,
+    mesh: Mesh,
+    size: int,
+    compiler_options: dict[str, Any] | None,
 ):
     """`(states, keys, bucket, data) -> (states, metrics)`, compiled once for a bucket's size.
 
@@ -299,7 +309,7 @@ def _make_dispatch(
         states = jax.tree.map(put, states, trained)
         return lax.with_sharding_constraint(states, NamedSharding(mesh, P(AXIS))), metrics
 
-    return jax.jit(dispatch, donate_argnums=0)
+    return jax.jit(dispatch, donate_argnums=0, compiler_options=compiler_options)
 
 
 def _spread(ensemble: Any, mesh: Mesh, size: int) -> Any:
