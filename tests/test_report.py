@@ -249,7 +249,7 @@ def test_figures_of_training_show_the_smoothed_curves(results, monkeypatch, tmp_
     for member in summary["members"]:
         member["curve"]["smoothed_accuracy"] = [0.25, 1.02]  # a filter overshoots
     assert fojo.act(summary, tmp_path) and fojo.repeat(summary, tmp_path)
-    labelled = (["without ACT", "τ 0.1", "τ 0.01"], ["without ACT", "repeat 2"])
+    labelled = (["without ACT", "ACT τ 0.1", "ACT τ 0.01"], ["without ACT", "repeat 2"])
     for figure, labels in zip(shown, labelled, strict=True):
         bold = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
         assert [line.get_label() for line in bold] == labels

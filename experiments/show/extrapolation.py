@@ -8,24 +8,24 @@ from experiments.show.style import plus_minus
 
 
 def table(members: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each layout and model: the error at numbers of bits trained on, and beyond.
+    """A row for each size, layout and model: the error at numbers of bits trained on, and beyond.
 
     Args:
       members: of sweeps with `max_bits`, each with the "config" of its sweep.
     """
     rows, groups = [], {}
     for member in members:
-        place = member["config"]["layout"], member["model"], member["tau"]
+        config = member["config"]
+        place = config["bits"], config["max_bits"], config["layout"], member["model"], member["tau"]
         groups.setdefault(place, []).append(member)
-    for (layout, model, tau), runs in groups.items():
-        seen, bits = (runs[0]["config"][name] for name in ("max_bits", "bits"))
+    for (bits, seen, layout, model, tau), runs in sorted(groups.items()):
         rows.append(
             {
-                "layout": layout,
+                "trained on": f"1 to {seen} of {bits} bits, {layout}",
                 "model": f"{model}, tau {tau:g}",
                 "seeds": str(len(runs)),
-                f"error, 1 to {seen} bits": _over(runs, "error", range(1, seen + 1)),
-                f"error, {seen + 1} to {bits}": _over(runs, "error", range(seen + 1, bits + 1)),
+                "error there": _over(runs, "error", range(1, seen + 1)),
+                "beyond": _over(runs, "error", range(seen + 1, bits + 1)),
                 "mean N": _over(runs, "steps", range(1, seen + 1)),
             }
         )

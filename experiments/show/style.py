@@ -39,13 +39,13 @@ def name(member: dict[str, Any]) -> str:
         return f"repeat {member['repeats']}"
     if member["ponder_budget"]:
         return f"budget {member['ponder_budget']:g} from τ {member['tau']:g}"
-    other = {"lfact": "LFACT ", "pondernet": "PonderNet "}.get(member["model"], "")
-    return f"{other}τ {member['tau']:g}"
+    model = {"lfact": "LFACT", "pondernet": "PonderNet"}.get(member["model"], "ACT")
+    return f"{model} τ {member['tau']:g}"
 
 
 def colors(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A colour for each of `groups`: grey for the plain network, warm ones for Repeat, LFACT's own,
-    and for ACT a scale by the logarithm of tau, or in the order of the names where tau moves."""
+    """A colour for each of `groups`: grey for the plain network, warm ones for Repeat, LFACT's and
+    PonderNet's own, and for ACT a scale by the logarithm of tau, or in the order of the names where tau moves."""
     kind = lambda members: (members[0]["repeats"] and "repeat") or members[0]["model"]
     tones = {}
     for name, members in found.items():
@@ -58,6 +58,8 @@ def colors(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 tones[name] = plt.cm.autumn(0.1 + 0.65 * place)
             case "lfact":
                 tones[name] = MODELS["lfact"][1] if len(same) == 1 else plt.cm.Reds(1 - 0.6 * place)
+            case "pondernet":
+                tones[name] = plt.cm.PuRd(0.7 - 0.4 * place)
             case _:
                 scale = tau_scale(found)
                 if scale is None:

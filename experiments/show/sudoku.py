@@ -151,7 +151,7 @@ def difficulty(runs: dict[str, Members], path: pathlib.Path):
         axes.set_ylabel(name)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-        axes.legend(fontsize="small", loc="upper left")
+        axes.legend(fontsize="small", loc="center left")
     left.set_ylim(bottom=0)
     right.set_ylim(bottom=-0.02)
     right.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
