@@ -76,6 +76,15 @@ def recorded(belief: Any, curves: dict[str, np.ndarray], horizon: int) -> Record
 _CURVES = ("losses", "norms", "scores")
 
 
+def choose(name: str, validation: Recorded, price: float) -> tuple[float, float]:
+    """The threshold of a rule that costs least on `validation`, and what it costs there."""
+    rule = RULES[name]
+    levels = rule.settings(validation)
+    costs = [_cost(validation, rule.steps(validation, level), price).mean() for level in levels]
+    best = int(np.argmin(costs))
+    return float(levels[best]), float(costs[best])
+
+
 def compare(validation: Recorded, test: Recorded, price: float) -> dict[str, dict[str, float]]:
     """Each rule's cost, loss + price * steps, on `test` at its best threshold on `validation`.
 
@@ -84,11 +93,7 @@ def compare(validation: Recorded, test: Recorded, price: float) -> dict[str, dic
       more than the constant step on the same problems, "over_constant" with its standard error.
       "oracle" is the best step of each test problem in hindsight.
     """
-    found = {}
-    for name, rule in RULES.items():
-        levels = rule.settings(validation)
-        costs = [_cost(validation, rule.steps(validation, level), price).mean() for level in levels]
-        found[name] = float(levels[int(np.argmin(costs))])
+    found = {name: choose(name, validation, price)[0] for name in RULES}
     steps = {name: RULES[name].steps(test, level) for name, level in found.items()}
     steps["oracle"] = oracle_steps(test.losses, price)
     costs = {name: _cost(test, taken, price) for name, taken in steps.items()}

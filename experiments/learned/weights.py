@@ -12,7 +12,7 @@ from actjax import learned, training
 from actjax.learned import HaltState
 from actjax.learned.stopping import at_step, first_step, halting_states
 from experiments import record, run
-from experiments.learned import baselines, evaluate, train
+from experiments.learned import baselines, evaluate, thresholds, train
 from experiments.learned.problems import PROBLEMS
 from experiments.options import Place, Preset, as_json, parse, require
 
@@ -39,8 +39,6 @@ class Weights(Place, Preset):
     """Ends every stage after so many; with --resume, a run that was stopped there."""
 
 
-THRESHOLDS = [round(0.02 * n, 2) for n in range(1, 50)]
-VALIDATION_SEED = 29
 PRESETS = {"full": Weights(), "short": Weights(shorter=100)}
 
 
@@ -118,20 +116,13 @@ def with_rule(
     curves = evaluate.test_curves(
         found, family, drawn, steps=options.horizon, seed=evaluate.VALIDATION_SEED
     )
-    losses, scores = jnp.asarray(curves["losses"]), jnp.asarray(curves["scores"])
-    mass = halting_states(belief, scores).mass
-    costs = []
-    for threshold in THRESHOLDS:
-        steps = first_step(mass > threshold)
-        costs.append(float((at_step(losses, steps) + price * steps).mean()))
-    best = int(np.argmin(costs))
-    rule = learned.MassRule(THRESHOLDS[best])
+    validation = thresholds.recorded(belief, curves, options.horizon)
+    threshold, cost = thresholds.choose("mass", validation, price)
+    rule = learned.MassRule(threshold)
     return learned.LearnedOptimizer(found.network, found.head, belief, rule), {
-        "threshold": rule.threshold,
-        "validation_cost": costs[best],
-        "validation_cost_of_best_constant": float(
-            (losses.mean(0) + price * jnp.arange(1, losses.shape[1] + 1)).min()
-        ),
+        "threshold": threshold,
+        "validation_cost": cost,
+        "validation_cost_of_best_constant": thresholds.choose("constant", validation, price)[1],
     }
 
 
