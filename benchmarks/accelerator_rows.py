@@ -238,7 +238,9 @@ def sweep_row(
 
         return lax.fori_loop(0, updates, update, carry)
 
-    name = f"{members} networks" + (f", {running} running" if running < members else "")
+    name = f"{members} network{'s' * (members > 1)}" + (
+        f", {running} running" if running < members else ""
+    )
     way += f", {lanes} lanes" if lanes else ""
     carry = states, jnp.float32(0)
     options = card.COMMAND_BUFFERS if buffers and jax.default_backend() == "gpu" else {}

@@ -181,7 +181,7 @@ def accelerator(results: dict) -> str:
     for row in rows:
         if row["group"] in ("sweeps", "grid"):
             minutes = row.get("grid_minutes")
-            grid = f"the grid, extrapolated: {minutes:.1f} min" if minutes else ""
+            grid = f"10,000 updates of all: {minutes:.1f} min" if minutes else ""
             cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
             lines.append("| " + " | ".join((*cells, grid)) + " |")
     titles = "a step of the learned optimizer, ms", "over its bytes", "of Adam, ms"
