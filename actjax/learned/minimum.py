@@ -9,9 +9,15 @@ import optax
 from jax import lax
 
 from actjax._checks import check_positive, shown
+from actjax._loop.once import in_forward_only
 from actjax.learned.features import check_params
 from actjax.learned.transform import is_halted
 from actjax.training.state import apply_updates, as_transformation
+
+_REVERSE = (
+    "minimize has no reverse-mode derivative: use forward mode, as jax.jacfwd does, or a lax.scan "
+    "over updates of the optimizer."
+)
 
 
 class Minimum(NamedTuple):
@@ -41,6 +47,9 @@ def minimize(
     the value and the gradient that it kept are used again (`optax.value_and_grad_from_state`).
 
     Gradients in complex parameters are conjugated, as Optax asks for, so that they lead downhill.
+
+    What it finds can be differentiated in forward mode, and a `loss` may close over what it is
+    differentiated by; in reverse mode only a loop of known length can be.
 
     Args:
       optimizer: any Optax transformation. One with a `halted` field in its state (several, in a
@@ -99,6 +108,7 @@ def minimize(
 
     steps = jnp.zeros((), jnp.int32)
     params, state, steps = lax.while_loop(going, body, (params, state, steps))
+    params, state = in_forward_only((params, state), _REVERSE)
     return Minimum(params, loss(params), steps, is_halted(state), state)
 
 
