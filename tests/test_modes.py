@@ -30,7 +30,7 @@ def step(params, state, x, *rest):
 
 def network(make, loop="while", **options):
     def loss(model):
-        xs = jnp.ones((B, T, D), model.dtype or jnp.float32)
+        xs = jnp.ones((B, T, D), model.dtype or float)  # under x64 double, as users have it
         _, outputs, ponder = model(xs, lengths=jnp.array(LENGTHS))
         cost = losses.ponder_cost(ponder.cost, jnp.array(LENGTHS), over_time="mean").mean()
         return outputs.astype(jnp.float32).sum() + cost.astype(jnp.float32)
@@ -52,7 +52,7 @@ def lfact(**options):
 
 def seq2seq(loop):
     def loss(model):
-        decoded = model(jnp.ones((B, T, D), jnp.float32), steps=2, lengths=jnp.array([4, 1, 2]))
+        decoded = model(jnp.ones((B, T, D)), steps=2, lengths=jnp.array([4, 1, 2]))
         return decoded.outputs.sum() + decoded.ponder.cost.sum()
 
     def make():
@@ -76,11 +76,12 @@ def functions(loop):
 
 def others(loop):
     """The networks that halt by other rules or in other places."""
-    xs, lengths = jnp.ones((B, T, 8), jnp.float32), jnp.array([4, 1, 2])
+    lengths = jnp.array([4, 1, 2])
     squares = lambda _, outputs, x: ((outputs - x[:, :H]) ** 2).sum(-1)
 
     def loss(models):
         universal, whole, pondering, recursive, pair = models
+        xs = jnp.ones((B, T, 8))
         outputs, ponder = universal(xs, lengths=lengths)
         total = outputs.sum() + ponder.cost.sum() + whole(xs, lengths=lengths)[0].sum()
         losses, kl, _ = pondering.expected_loss(xs, xs, squares, lengths=lengths)
