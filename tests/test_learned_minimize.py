@@ -68,7 +68,7 @@ def test_complex_parameters_go_downhill(optimizer):
     loss = lambda z: jnp.abs(z["a"] - 0.3 - 0.7j) ** 2 + (z["b"] - 1) ** 2
     found = minimize(optimizer, loss, {"a": 1 + 2j, "b": 0.0}, max_steps=100)
     assert abs(found.params["a"] - 0.3 - 0.7j) < 1e-2 and found.loss < 1e-3
-    assert found.params["a"].dtype == jnp.complex64
+    assert found.params["a"].dtype == jnp.result_type(complex)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -169,7 +169,8 @@ def test_updates_are_zero_after_halting():
 @pytest.mark.parametrize("made_there", [False, True])
 @pytest.mark.parametrize("posterior", [Softmax(HorizonPrior(0.7)), POSTERIOR, Graves()], ids=type)
 def test_float32_parameters_are_minimised_under_x64(posterior, made_there):
-    made = (network(layers=1), head())
+    with jax.enable_x64(False):
+        made = (network(layers=1), head())
     with jax.enable_x64(True):
         optimizer = act_optimizer(
             *((network(layers=1), head()) if made_there else made), posterior, stop=MassRule(1.0)
@@ -197,8 +198,8 @@ def test_nonfinite_gradients_do_not_spread(make, nonfinite):
 
 
 def test_minimize_stops_each_problem_by_itself():
-    keys = jax.random.split(jax.random.key(3), 6)
-    optimizer = act(stop=MassRule(0.8))
+    keys = jax.random.split(jax.random.key(5), 6)
+    optimizer = act(stop=MassRule(0.95))
     starts, data = jax.vmap(FAMILY.sample)(keys)
 
     def solve(start, data):
