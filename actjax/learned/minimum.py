@@ -48,8 +48,8 @@ def minimize(
 
     Gradients in complex parameters are conjugated, as Optax asks for, so that they lead downhill.
 
-    What it finds can be differentiated in forward mode, and a `loss` may close over what it is
-    differentiated by; in reverse mode only a loop of known length can be.
+    What it finds has a derivative in forward mode (`jax.jacfwd`), in `params` and in what `loss`
+    closes over. Reverse mode asks for a loop of known length.
 
     Args:
       optimizer: any Optax transformation. One with a `halted` field in its state (several, in a
@@ -61,6 +61,7 @@ def minimize(
     Raises:
       ValueError: for another `max_steps`, where its value is known; for other params; for a loss
         that is not one real number; for a backtracking line search over complex parameters.
+      TypeError: what it finds is differentiated in reverse mode.
 
     Example:
       >>> import jax.numpy as jnp, optax
