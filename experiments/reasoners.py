@@ -130,7 +130,7 @@ class TransformerCore(nnx.Module):
     def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
         x, n = state
         places = units(self.size) + self.size * jnp.arange(3)[:, None]
-        x = x + self.embed(boards) + self.places(places).sum(0)
+        x = x + self.embed(boards) + self.places(places).sum(0)[None]
         x, logits = self.transformer.apply(x, n + 1, jnp.ones(boards.shape, bool))
         return (x, n + 1), logits.mean(1)
 

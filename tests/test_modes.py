@@ -162,6 +162,7 @@ def everything_else():
         parity.sample(key, B, bits=4, layout=layout)
     for task in (addition, logic, sort):
         task.sample(key, B)
+    sudoku.is_solved(jnp.ones((B, 16), jnp.int32), jnp.ones((B, 16), jnp.int32))
     letters = jnp.arange(100, dtype=jnp.uint8)
     text.sample(key, B, text=letters, window=5, encoding="index")
     return text.sample(key, B, text=letters, window=5).inputs

@@ -475,7 +475,7 @@ def test_what_the_sentences_advise_works():
     forward(jax.hessian(first_state))()
     for key in (KEY, jax.random.PRNGKey(0), np.zeros(2, np.uint32)):
         KEYS["sort"](key)
-    weights, activation = jnp.full(3, 0.5), jnp.tanh  # parted, and put together in the step
+    weights, activation = jnp.full((1, 3), 0.5), jnp.tanh  # parted, and put together in the step
     together = lambda w, state, x, first: step(w, activation(w * state + x), x)
     actjax.unroll(together, weights, STATE, X, max_steps=2)
     huge = jax.eval_shape(lambda: actjax.unroll(step, (), STATE, X, max_steps=2**31 - 1)[2].cost)
