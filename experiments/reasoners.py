@@ -296,4 +296,4 @@ def judge(rule: str, registers: tuple[Array, Array], logits: Array, q: Array):
 
 def start_judging(logits: Array) -> tuple[Array, Array]:
     """The registers of `judge` before the first step."""
-    return jnp.zeros(len(logits)), jnp.zeros_like(logits)
+    return jnp.zeros_like(logits[:, 0, 0]), jnp.zeros_like(logits)
