@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from actjax._checks import check_rows
+from actjax._contracts import check_step
 from actjax.halting import Rule
 
 
@@ -82,7 +83,8 @@ class StepModel:
     Attributes:
       step, max_steps, epsilon, rule: as in `unroll`; equal ones are not compiled again.
       params: as in `unroll`.
-      state: what every sequence starts from, pytree of arrays of one row, ``[...]``.
+      state: what every sequence starts from, pytree of arrays of one row, ``[...]``, without the
+        batch axis that `unroll` has.
       read: as in `Prepared`.
 
     >>> import actjax
@@ -108,7 +110,34 @@ class StepModel:
 
     def for_stream(self, xs: Any) -> Prepared:
         batch, _ = check_rows("sequences", xs, 2)
-        rows = lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf)))
-        state = jax.tree.map(rows, self.state)
+        state = _in_rows(self.state, batch)
+        try:
+            self._check_step(state, xs, batch)
+        except (TypeError, ValueError):
+            self._check_one_row(xs, batch)
+            raise
         limits = self.max_steps, self.read, self.epsilon, self.rule
         return Prepared(self.step, self.params, state, xs, *limits)
+
+    def _check_step(self, state: Any, xs: Any, batch: int) -> None:
+        first = jax.ShapeDtypeStruct((batch,), bool)
+        check_step(self.step, self.params, state, jax.tree.map(lambda x: x[:, 0], xs), first)
+
+    def _check_one_row(self, xs: Any, batch: int) -> None:
+        """Refuses a state with a batch axis, without which the step does as it has to."""
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.state)]
+        if () in shapes or len({shape[0] for shape in shapes}) != 1:
+            return
+        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], self.state)
+        try:
+            self._check_step(_in_rows(row, batch), xs, batch)
+        except (TypeError, ValueError):
+            return
+        raise ValueError(
+            "state must be that of one row, without a batch axis, "
+            f"got shape {' and '.join(map(str, shapes))}."
+        )
+
+
+def _in_rows(state: Any, batch: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *jnp.shape(leaf))), state)

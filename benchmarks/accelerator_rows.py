@@ -138,7 +138,8 @@ def training_row(group: str, name: str, setting: Setting, way: str) -> Row:
     def loss(model, xs):
         outputs, ponder = call(model, xs)
         value = jnp.mean(jnp.square(outputs.astype(jnp.float32))) + 1e-3 * jnp.mean(ponder.cost)
-        return value, (ponder.steps.mean(), ponder.steps.sum(axis=1).max())
+        seen = ponder.steps.mean(dtype=jnp.float32), ponder.steps.sum(1, dtype=jnp.int32).max()
+        return value, seen
 
     def run(carry, xs, updates):
         def update(_, carry):

@@ -55,10 +55,13 @@ def scan_cond(step, params, state, xs, max_steps):
             return new, mean, total, actjax.Ponder(steps, remainder), running & ~last
 
         rows = xs.shape[0]
-        zeros, ponder = jnp.zeros(rows), actjax.Ponder(jnp.zeros(rows, int), jnp.zeros(rows))
+        zeros = jnp.zeros(rows, jnp.float32)
+        ponder = actjax.Ponder(jnp.zeros(rows, jnp.int32), zeros)
         mean = jax.tree.map(jnp.zeros_like, state)
         carry = (state, mean, zeros, ponder, jnp.ones(rows, bool))
-        (_, mean, _, ponder, _), _ = lax.scan(one_step, carry, jnp.arange(1, max_steps + 1))
+        (_, mean, _, ponder, _), _ = lax.scan(
+            one_step, carry, 1 + jnp.arange(max_steps, dtype=jnp.int32)
+        )
         return mean, (mean, ponder)
 
     return _over_time(one_input, state, xs)

@@ -179,7 +179,8 @@ def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats)
     for size, (name, way) in [*itertools.product(sizes, WAYS.items()), (None, (LANES, on_lanes))]:
         run = jax.jit(functools.partial(way, size=size, level=level, **limits))
         calls.append(lambda run=run: jax.block_until_ready(run(model, boards)))
-        seconds, (answers, taken) = _timed(calls[-1])
+        seconds, found = _timed(calls[-1])
+        answers, taken = map(np.asarray, found)
         expected = (traced.answers[-1], options.max_steps) if name == ALWAYS else (plain, steps)
         rows.append(
             {
@@ -189,7 +190,7 @@ def measure(model: nnx.Module, puzzles: Puzzles, level, options, sizes, repeats)
                 "solved": float((answers == puzzles.solutions).all(1).mean()),
                 "mean_steps": float(taken.mean()),
                 "same_answers": float((answers == expected[0]).all(1).mean()),
-                "same_steps": float((np.asarray(taken) == expected[1]).mean()),
+                "same_steps": float((taken == expected[1]).mean()),
             }
             | ({"wait": wait(steps, size)} if name == WHOLE else {})
         )

@@ -130,7 +130,7 @@ class TransformerCore(nnx.Module):
     def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
         x, n = state
         places = units(self.size) + self.size * jnp.arange(3)[:, None]
-        x = x + self.embed(boards) + self.places(places).sum(0)
+        x = x + self.embed(boards) + self.places(places).sum(0)[None]
         x, logits = self.transformer.apply(x, n + 1, jnp.ones(boards.shape, bool))
         return (x, n + 1), logits.mean(1)
 
@@ -296,4 +296,4 @@ def judge(rule: str, registers: tuple[Array, Array], logits: Array, q: Array):
 
 def start_judging(logits: Array) -> tuple[Array, Array]:
     """The registers of `judge` before the first step."""
-    return jnp.zeros(len(logits)), jnp.zeros_like(logits)
+    return jnp.zeros_like(logits[:, 0, 0]), jnp.zeros_like(logits)

@@ -33,7 +33,9 @@ def pytest_configure(config):
         if MODE not in _SETTINGS:
             modes = ", ".join(_SETTINGS)
             raise pytest.UsageError(f"ACTJAX_TEST_MODE must be one of {modes}, got {MODE!r}.")
-        jax.config.update(*_SETTINGS[MODE])
+        name, value = _SETTINGS[MODE]
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 def pytest_runtest_setup(item):

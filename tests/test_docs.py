@@ -93,6 +93,7 @@ def test_pages_do_what_they_say(page, tmp_path, monkeypatch, quick_compilation):
     run_page(page)
 
 
+@pytest.mark.not_in("x64", "what is drawn in float64 are other numbers: another network is trained")
 def test_the_readme_does_what_it_says(tmp_path, monkeypatch):
     """Whatever the processor makes of its numbers, harder inputs are pondered for longer."""
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ SAME = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(float)
 
 
 def constant(number):

@@ -49,7 +49,7 @@ def loss(model, xs, state, lengths=None, loop="kernel", **options):
         model.loop = loop
         record = model(xs, initial_state=state, lengths=lengths)
     final, outputs, ponder = record
-    weight = jnp.arange(1.0, xs.shape[1] + 1) / 4
+    weight = jnp.arange(1.0, xs.shape[1] + 1)[None] / 4
     value = sum(jnp.sin(3 * leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(final))
     value += jnp.cos(2 * outputs.astype(jnp.float32)).sum() + (weight * ponder.remainder).sum()
     return value, record

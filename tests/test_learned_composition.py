@@ -219,15 +219,16 @@ def test_blocks_of_coordinates_are_all_of_them(kind, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.not_in("nans", "JAX donates nothing, to run once more what gave a NaN")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are for CPUs")
 def test_blocks_are_written_where_they_were_read(monkeypatch):
     monkeypatch.setattr(columns, "BLOCK", 16)
     optimizer = lstm_optimizer(network())
     params = jnp.ones(16 * 16)
     update = lambda g, state, p: optimizer.update(g, state, p)
-    compiled = jax.jit(update, donate_argnums=1).lower(params, optimizer.init(params), params)
-    compiled = compiled.compile()
-    memory = f"f32[{2 * 2 * H},{params.size}]"
+    state = optimizer.init(params)
+    compiled = jax.jit(update, donate_argnums=1).lower(params, state, params).compile()
+    memory = f"f{8 * state.memory.dtype.itemsize}[{2 * 2 * H},{params.size}]"
     lines = [line.split(" = ", 1)[-1] for line in compiled.as_text().splitlines()]
     assert any(line.startswith(memory) for line in lines)
     assert not [line for line in lines if line.startswith(memory) and " copy(" in line]
@@ -258,7 +259,7 @@ def test_a_run_shorter_than_its_first_validation_is_validated():
     [
         (
             lambda: lstm_optimizer(network()).init({"ids": jnp.arange(3)}),
-            "params must hold arrays of floating-point or complex numbers .* got int32",
+            "params must hold arrays of floating-point or complex numbers .* got int",
         ),
         (lambda: act().init({"f": jnp.tanh}), "params must hold arrays"),
         (lambda: act().init(jax.random.key(0)), "params must hold arrays"),
@@ -268,7 +269,7 @@ def test_a_run_shorter_than_its_first_validation_is_validated():
         ),
         (
             lambda: minimize(optax.sgd(0.1), lambda x: x, jnp.ones(3), max_steps=1),
-            r"loss must return one real floating-point number, got shape \(3,\) of float32",
+            r"loss must return one real floating-point number, got shape \(3,\) of float",
         ),
         (
             lambda: minimize(optax.sgd(0.1), lambda z: z, 1j, max_steps=1),

@@ -130,6 +130,7 @@ def sampled_bound(horizons, first_step=1):
     return bounds.elbo(jnp.zeros(3), -jnp.arange(3.0), prior, horizons=horizons)
 
 
+@pytest.mark.not_in("nans", "it asks for the NaN of a horizon out of range")
 @pytest.mark.parametrize("first_step", [0, 1])
 def test_sampled_horizons_count_from_the_priors_first_step(first_step):
     values = bounds.horizon_elbo(jnp.zeros(3), -jnp.arange(3.0), HorizonPrior(0.5))

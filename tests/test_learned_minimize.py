@@ -8,6 +8,7 @@ import pytest
 
 from actjax.learned import (
     LearnedOptimizer,
+    lstm_optimizer,
     meta,
     minimize,
 )
@@ -17,11 +18,42 @@ from actjax.learned.problems import (
 from actjax.training.state import as_optax_computes
 from tests.learned_parts import (
     OPTIMIZERS,
+    halting_at,
     network,
     updates_of,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+# Derivatives
+
+
+@pytest.mark.parametrize("make", [lambda: lstm_optimizer(network()), lambda: halting_at(3)])
+def test_what_minimize_finds_has_a_derivative_in_forward_mode(make):
+    """That of a loop of known length, which has one in reverse mode."""
+    optimizer, start = make(), jnp.array([0.5, -1.0])
+
+    def loss(x, target):
+        return jnp.sum((x - target) ** 2)
+
+    def found(target):
+        return minimize(optimizer, lambda x: loss(x, target), start, max_steps=3).loss
+
+    def looped(target):
+        def step(carry, _):
+            x, state = carry
+            value, slope = jax.value_and_grad(loss)(x, target)
+            updates, state = optimizer.update(slope, state, x, value=value)
+            return (x + updates, state), None
+
+        (x, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=3)
+        return loss(x, target)
+
+    target = jnp.array([0.3, 0.7])
+    forward, reverse = jax.jit(jax.jacfwd(found))(target), jax.jit(jax.grad(looped))(target)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-5)
+    assert np.abs(forward).min() > 0.1
 
 
 # Complex parameters
@@ -36,7 +68,7 @@ def test_complex_parameters_go_downhill(optimizer):
     loss = lambda z: jnp.abs(z["a"] - 0.3 - 0.7j) ** 2 + (z["b"] - 1) ** 2
     found = minimize(optimizer, loss, {"a": 1 + 2j, "b": 0.0}, max_steps=100)
     assert abs(found.params["a"] - 0.3 - 0.7j) < 1e-2 and found.loss < 1e-3
-    assert found.params["a"].dtype == jnp.complex64
+    assert found.params["a"].dtype == jnp.result_type(complex)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -92,12 +92,25 @@ def test_gates_have_the_derivative_of_their_formula():
 
     z, c = (jax.random.normal(jax.random.key(n), (rows, 5)) for n, rows in ((0, 4 * H), (1, H)))
     weigh = lambda pair: (pair[0] * 0.7 + pair[1] ** 2).sum()
-    found, wanted = (
-        jax.grad(lambda z, c, f=f: weigh(f(z, c)), argnums=(0, 1))(z, c)
-        for f in (lstm_gates, plain)
-    )
-    for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    modes = {
+        "reverse": lambda f: jax.grad(f, argnums=(0, 1)),
+        "forward": lambda f: lambda z, c: jax.jvp(f, (z, c), (c[:1] * z, -c)),
+        "forward over reverse": lambda f: (
+            lambda z, c: jax.jvp(jax.grad(f, argnums=(0, 1)), (z, c), (c[:1] * z, -c))
+        ),
+        "reverse over reverse": lambda f: jax.grad(
+            lambda z, c: sum((d**2).sum() for d in jax.grad(f, argnums=(0, 1))(z, c)), (0, 1)
+        ),
+    }
+    for mode in modes.values():
+        found, wanted = (
+            jax.tree.leaves(jax.jit(mode(lambda z, c, f=f: weigh(f(z, c))))(z, c))
+            for f in (lstm_gates, plain)
+        )
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # sums of terms near 1
+    _, back = jax.vjp(lstm_gates, z, c)  # which keeps z and c, and a factor for each row of z
+    assert sum(leaf.size for leaf in jax.tree.leaves(back)) <= z.size + c.size + len(z)
 
 
 def unhalted():
@@ -156,7 +169,8 @@ def test_updates_are_zero_after_halting():
 @pytest.mark.parametrize("made_there", [False, True])
 @pytest.mark.parametrize("posterior", [Softmax(HorizonPrior(0.7)), POSTERIOR, Graves()], ids=type)
 def test_float32_parameters_are_minimised_under_x64(posterior, made_there):
-    made = (network(layers=1), head())
+    with jax.enable_x64(False):
+        made = (network(layers=1), head())
     with jax.enable_x64(True):
         optimizer = act_optimizer(
             *((network(layers=1), head()) if made_there else made), posterior, stop=MassRule(1.0)
@@ -184,8 +198,8 @@ def test_nonfinite_gradients_do_not_spread(make, nonfinite):
 
 
 def test_minimize_stops_each_problem_by_itself():
-    keys = jax.random.split(jax.random.key(3), 6)
-    optimizer = act(stop=MassRule(0.8))
+    keys = jax.random.split(jax.random.key(5), 6)
+    optimizer = act(stop=MassRule(0.95))
     starts, data = jax.vmap(FAMILY.sample)(keys)
 
     def solve(start, data):

@@ -84,12 +84,12 @@ def test_both_loops_agree_with_the_reference(attend, lengths):
 
 def objective(model, xs, start, lengths=None):
     final, layers, ponder = model.layers(xs, initial_state=start, lengths=lengths)
-    weight = jnp.arange(1.0, L + 1)[:, None]
+    weight = jnp.arange(1.0, L + 1)[None, None, :, None]
     leaves = jax.tree.leaves(layers.states)
     value = sum((weight * jnp.sin(2 * leaf)).sum() for leaf in leaves)
     value += jnp.cos(jax.tree.leaves(final.deepest)[-1]).sum()
     value += sum((3 * leaf * leaf).sum() for leaf in jax.tree.leaves(layers.deepest))
-    return value + (jnp.arange(1.0, xs.shape[1] + 1) * ponder.remainder).sum()
+    return value + (jnp.arange(1.0, xs.shape[1] + 1)[None] * ponder.remainder).sum()
 
 
 @pytest.mark.parametrize(

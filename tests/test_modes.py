@@ -28,9 +28,15 @@ def step(params, state, x, *rest):
     return state, jax.nn.sigmoid(state[:, 0])
 
 
+def ones(*shape, dtype=None):
+    """Under x64 double, as users have it, where types may be mixed."""
+    mixed = jax.config.jax_enable_x64 and jax.config.jax_numpy_dtype_promotion == "standard"
+    return jnp.ones(shape, dtype or (jnp.float64 if mixed else jnp.float32))
+
+
 def network(make, loop="while", **options):
     def loss(model):
-        xs = jnp.ones((B, T, D), model.dtype or jnp.float32)
+        xs = ones(B, T, D, dtype=model.dtype)
         _, outputs, ponder = model(xs, lengths=jnp.array(LENGTHS))
         cost = losses.ponder_cost(ponder.cost, jnp.array(LENGTHS), over_time="mean").mean()
         return outputs.astype(jnp.float32).sum() + cost.astype(jnp.float32)
@@ -52,7 +58,7 @@ def lfact(**options):
 
 def seq2seq(loop):
     def loss(model):
-        decoded = model(jnp.ones((B, T, D), jnp.float32), steps=2, lengths=jnp.array([4, 1, 2]))
+        decoded = model(ones(B, T, D), steps=2, lengths=jnp.array([4, 1, 2]))
         return decoded.outputs.sum() + decoded.ponder.cost.sum()
 
     def make():
@@ -76,11 +82,12 @@ def functions(loop):
 
 def others(loop):
     """The networks that halt by other rules or in other places."""
-    xs, lengths = jnp.ones((B, T, 8), jnp.float32), jnp.array([4, 1, 2])
+    lengths = jnp.array([4, 1, 2])
     squares = lambda _, outputs, x: ((outputs - x[:, :H]) ** 2).sum(-1)
 
     def loss(models):
         universal, whole, pondering, recursive, pair = models
+        xs = ones(B, T, 8)
         outputs, ponder = universal(xs, lengths=lengths)
         total = outputs.sum() + ponder.cost.sum() + whole(xs, lengths=lengths)[0].sum()
         losses, kl, _ = pondering.expected_loss(xs, xs, squares, lengths=lengths)
@@ -161,6 +168,7 @@ def everything_else():
         parity.sample(key, B, bits=4, layout=layout)
     for task in (addition, logic, sort):
         task.sample(key, B)
+    sudoku.is_solved(jnp.ones((B, 16), jnp.int32), jnp.ones((B, 16), jnp.int32))
     letters = jnp.arange(100, dtype=jnp.uint8)
     text.sample(key, B, text=letters, window=5, encoding="index")
     return text.sample(key, B, text=letters, window=5).inputs

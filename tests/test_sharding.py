@@ -113,7 +113,7 @@ assert int(state.model.calls[...]) == 3 and state.model.kept[...] == alone.model
 seen = []
 def drawn(model, batch):
     mask = model.drop(jnp.ones((2, 64)))
-    pick = jax.nn.one_hot(jax.lax.axis_index("data"), 4)[:, None] * mask[0]
+    pick = jax.nn.one_hot(jax.lax.axis_index("data"), 4)[:, None] * mask[:1]
     return loss(model, batch)[0], {"mask_max": pick}
 step = training.make_train_step(sample, drawn, optax.sgd(0.0), mesh=MESH)
 state = training.init_state(Net(rate=0.5), optax.sgd(0.0))

@@ -167,6 +167,7 @@ def test_rows_behind_the_checkpoint_and_a_torn_row_are_removed(whole, tmp_path):
         training.read_metrics(path)
 
 
+@pytest.mark.not_in("nans", "JAX stops the run before we do")
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, whole, where):
     def spoiled(state, key, data):
@@ -183,6 +184,7 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path
     assert training.digest(state) == training.digest(whole[1])
 
 
+@pytest.mark.not_in("nans", "JAX stops the run before we do")
 def test_a_real_overflow_is_named_before_any_checkpoint(tmp_path):
     with pytest.raises(training.NonFiniteError, match="at step 1; no checkpoint was written"):
         fit(tmp_path, data=DATA * jnp.inf)
@@ -192,7 +194,8 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, capfd):
     fit(tmp_path, steps=20)
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     other = first_state()._replace(model={"w": jnp.zeros((3, 5)), "b": jnp.zeros(4)})
-    with pytest.raises(ValueError, match=r"whose .*'w'\] is float32\[3, 5\], got float32\[3, 4\]"):
+    dtype = other.model["w"].dtype
+    with pytest.raises(ValueError, match=rf"whose .*'w'\] is {dtype}\[3, 5\], got {dtype}\[3, 4\]"):
         checkpoints.restore(20, other)
     folder = tmp_path / "checkpoints" / "20"
     seal = next((folder / "seal").glob("metadata"))

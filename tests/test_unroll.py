@@ -37,7 +37,7 @@ def start(cell, seed=2, dtype=np.float32, batch=B):
 
 
 def step(cell, w, state, x, first):
-    z = x @ w["kernel"] + w["bias"] + first[:, None].astype(x.dtype) * w["flag"]
+    z = x @ w["kernel"] + w["bias"][None] + first[:, None].astype(x.dtype) * w["flag"][None]
     if cell == "simple":
         state = [jnp.tanh(z + state[0] @ w["recurrent"])]
     elif cell == "gru":
@@ -59,7 +59,7 @@ def loss(w, state, xs, cell, read=jnp, **options):
     final, states, ponder = actjax.unroll(partial(step, cell), w, state, xs, **options)
     weight = jnp.arange(1.0, xs.shape[1] + 1, dtype=xs.dtype) / 4
     value = sum(jnp.sin(3 * leaf).sum() for leaf in final)
-    value += jnp.cos(2 * states[-1]).sum() + (weight * ponder.remainder).sum()
+    value += jnp.cos(2 * states[-1]).sum() + (weight[None] * ponder.remainder).sum()
     return value, (final, states, ponder)
 
 

@@ -150,7 +150,7 @@ def test_no_padding_is_too_bad(kind):
     xs = np.ones((3, 4, 2), np.float32)
     spoilt = np.where((np.arange(4) < lengths[:, None])[..., None], xs, np.nan)
     run = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-    grads, grads_spoilt = (run(jnp.full(2, 0.5), jnp.zeros((3, 2)), x) for x in (xs, spoilt))
+    grads, grads_spoilt = (run(jnp.full((1, 2), 0.5), jnp.zeros((3, 2)), x) for x in (xs, spoilt))
     jax.tree.map(np.testing.assert_array_equal, grads_spoilt, grads)
 
 
@@ -180,7 +180,7 @@ def test_keys_and_plain_numbers(kind):
         w, key = params
         x, own = x
         draw = jax.vmap(lambda k: jax.random.normal(k, (2,)))
-        x = x + draw(own) + jax.random.normal(key, (2,)) + jax.random.normal(mixed, (2,))
+        x = x + draw(own) + jax.random.normal(key, (1, 2)) + jax.random.normal(mixed, (1, 2))
         return step(w, state, x, rest[-1])
 
     def total(w):

@@ -40,13 +40,17 @@ from actjax._loop.lanes import (
     start_back,
     weight_cotangents,
 )
-from actjax._loop.once import differentiated_once, in_reverse_only
+from actjax._loop.once import in_forward_only, in_reverse_only
 from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
 from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
 from actjax.halting import Ponder, halting_dtype
 
 _FORWARD = "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
+_REVERSE = (
+    "loop='while' has no reverse-mode derivative of its gradient: use loop='scan', or forward "
+    "over reverse, as jax.hessian does."
+)
 
 
 def adaptive(step, params, state, xs, lengths, **static):
@@ -238,7 +242,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
         for d, given in zip(back.begin if plan.queued else back.own, d_layers, strict=True)
     ]
     floats = _place(d_weights, data.weights), d_state, _place(back.xs, data.xs), d_below
-    return differentiated_once(floats), None
+    return in_forward_only(floats, _REVERSE), None
 
 
 _adaptive.defvjp(_adaptive_forward, _adaptive_backward, symbolic_zeros=True)

@@ -57,21 +57,19 @@ batching.primitive_batchers[_tangent] = _refuse_tangent
 mlir.register_lowering(_tangent, _refuse_tangent)
 
 
-def differentiated_once(tree: Any) -> Any:
-    """`tree`, which refuses to be differentiated in reverse mode."""
-    return jax.tree.map(lambda leaf: _once.bind(leaf) if is_float(leaf) else leaf, tree)
+def in_forward_only(tree: Any, refusal: str) -> Any:
+    """`tree`, the tangents of which may be computed, but not transposed."""
+    guard = lambda leaf: _forward_only.bind(leaf, refusal=refusal) if is_float(leaf) else leaf
+    return jax.tree.map(guard, tree)
 
 
-def _refuse_transpose(*_):
-    raise TypeError(
-        "loop='while' has no reverse-mode derivative of its gradient: use loop='scan', or forward "
-        "over reverse, as jax.hessian does."
-    )
+def _refuse_transpose(*_, refusal: str):
+    raise TypeError(refusal)
 
 
-_once = Primitive("differentiated_once")
-_once.def_impl(lambda leaf: leaf)
-_once.def_abstract_eval(lambda leaf: leaf)
-ad.deflinear2(_once, _refuse_transpose)
-batching.defvectorized(_once)
-mlir.register_lowering(_once, lambda _, leaf: [leaf])
+_forward_only = Primitive("in_forward_only")
+_forward_only.def_impl(lambda leaf, refusal: leaf)
+_forward_only.def_abstract_eval(lambda leaf, refusal: leaf)
+ad.deflinear2(_forward_only, _refuse_transpose)
+batching.defvectorized(_forward_only)
+mlir.register_lowering(_forward_only, lambda _, leaf, refusal: [leaf])

@@ -19,9 +19,13 @@ Network = CoordinatewiseLSTM | GroupedLSTM
 
 
 def empty_memory(network: Network, like: jax.Array, dtype=None) -> jax.Array:
-    """Zeros for the coordinates `like`, [N]: float [moments + 2 layers hidden, N]."""
-    rows = network.moment_rows + 2 * len(network.kernels) * network.hidden_features
-    return zero_rows(network, like, rows, dtype)
+    """Zeros for the coordinates `like`, [N]: float [memory_rows, N]."""
+    return zero_rows(network, like, memory_rows(network), dtype)
+
+
+def memory_rows(network: Network) -> int:
+    """What a coordinate's memory holds: its moments and the cell and hidden state of each layer."""
+    return network.moment_rows + 2 * len(network.kernels) * network.hidden_features
 
 
 def advance(

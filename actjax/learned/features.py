@@ -141,14 +141,14 @@ def as_tree(values: jax.Array, like):
     return jax.tree.unflatten(structure, parts)
 
 
-def check_params(params):
+def check_params(params, name: str = "params"):
     """Refuses leaves that have no gradient: integers, keys, functions."""
     for leaf in jax.tree.leaves(params):
         kind = getattr(leaf, "dtype", type(leaf))
         number = kind in (float, complex) or hasattr(leaf, "dtype")
         if not number or not jnp.issubdtype(kind, jnp.inexact):
             raise ValueError(
-                "params must hold arrays of floating-point or complex numbers alone "
+                f"{name} must hold arrays of floating-point or complex numbers alone "
                 f"(keep what is not trained out of them), got {getattr(kind, '__name__', kind)}."
             )
 

@@ -9,9 +9,15 @@ import optax
 from jax import lax
 
 from actjax._checks import check_positive, shown
+from actjax._loop.once import in_forward_only
 from actjax.learned.features import check_params
 from actjax.learned.transform import is_halted
 from actjax.training.state import apply_updates, as_transformation
+
+_REVERSE = (
+    "minimize has no reverse-mode derivative: use forward mode, as jax.jacfwd does, or a lax.scan "
+    "over updates of the optimizer."
+)
 
 
 class Minimum(NamedTuple):
@@ -42,6 +48,9 @@ def minimize(
 
     Gradients in complex parameters are conjugated, as Optax asks for, so that they lead downhill.
 
+    What it finds has a derivative in forward mode (`jax.jacfwd`), in `params` and in what `loss`
+    closes over. Reverse mode asks for a loop of known length.
+
     Args:
       optimizer: any Optax transformation. One with a `halted` field in its state (several, in a
         partition: all of them) ends the loop; others run `max_steps`.
@@ -52,6 +61,7 @@ def minimize(
     Raises:
       ValueError: for another `max_steps`, where its value is known; for other params; for a loss
         that is not one real number; for a backtracking line search over complex parameters.
+      TypeError: what it finds is differentiated in reverse mode.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -99,6 +109,7 @@ def minimize(
 
     steps = jnp.zeros((), jnp.int32)
     params, state, steps = lax.while_loop(going, body, (params, state, steps))
+    params, state = in_forward_only((params, state), _REVERSE)
     return Minimum(params, loss(params), steps, is_halted(state), state)
 
 

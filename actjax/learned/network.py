@@ -7,6 +7,7 @@ each gate is a contiguous block of its rows.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -257,12 +258,12 @@ def zero_rows(network, like: jax.Array, rows: int, dtype=None) -> jax.Array:
     return jnp.zeros_like(like, dtype)[None] + jnp.zeros((rows, 1), dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def lstm_gates(z: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The elementwise half of an LSTM: gates z [4 hidden, N] in the order i, f, o, g -> (c, h).
 
     All four gates come from one tanh, sigmoid(z) being (1 + tanh(z / 2)) / 2, which is one pass
-    over z. Its derivative keeps z and c alone and works the gates out again. Reverse mode only.
+    over z. Its derivative keeps z and c alone and works the gates out again.
     """
     return _lstm_gates(z, cell)[0]
 
@@ -277,22 +278,18 @@ def _lstm_gates(z, cell):
     return (after, o * squashed), (i, f, o, g, squashed)
 
 
-def _lstm_gates_forward(z, cell):
-    return lstm_gates(z, cell), (z, cell)
+@lstm_gates.defjvp
+def _lstm_gates_jvp(primals, tangents):
+    # What comes of no tangent is not kept for reverse mode, but made of z and c again.
+    return lstm_gates(*primals), _lstm_gates_tangent(*primals, *tangents)
 
 
-def _lstm_gates_backward(saved, cotangents):
-    z, cell = saved
-    d_cell, d_hidden = cotangents
+@partial(jax.checkpoint, prevent_cse=False)
+def _lstm_gates_tangent(z, cell, d_z, d_cell):
     _, (i, f, o, g, squashed) = _lstm_gates(z, cell)
-    d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
-    parts = (
-        d_cell * g * i * (1 - i),
-        d_cell * cell * f * (1 - f),
-        d_hidden * squashed * o * (1 - o),
-        d_cell * i * (1 - g * g),
+    d_i, d_f, d_o, d_g = jnp.split(d_z, 4)
+    d_after = (
+        d_cell * f + d_i * (g * i * (1 - i)) + d_f * (cell * f * (1 - f)) + d_g * (i * (1 - g * g))
     )
-    return jnp.concatenate(parts), d_cell * f
-
-
-lstm_gates.defvjp(_lstm_gates_forward, _lstm_gates_backward)
+    d_hidden = d_after * (o * (1 - squashed * squashed)) + d_o * (squashed * o * (1 - o))
+    return d_after, d_hidden

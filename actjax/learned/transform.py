@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from actjax._checks import check_choice
-from actjax.learned.columns import Network, advance, empty_memory, pooled_hidden
+from actjax._checks import check_choice, shown
+from actjax.learned.columns import Network, advance, empty_memory, memory_rows, pooled_hidden
 from actjax.learned.features import as_tree, check_params, coordinates, leaf_scales
 from actjax.learned.heads import HaltState, Head, Softmax, StickBreaking, global_features
 from actjax.learned.prior import HorizonPrior
@@ -69,8 +69,9 @@ def lstm_optimizer(
         For accelerators: on a CPU the coordinates then go through all at once, which is slower.
 
     Raises:
-      ValueError: for another `nonfinite` or a `state_dtype` that is not floating; from `init` for
-        params that hold anything but floating-point and complex arrays.
+      ValueError: for another `nonfinite` or a `state_dtype` that is not floating; from `init` and
+        `update` for params and gradients that hold anything but floating-point and complex arrays;
+        from `update` for a state that `init` did not make of such params.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -112,8 +113,8 @@ def lstm_optimizer(
 
     def update(gradients, state, params=None, **extra):
         del extra
-        gradient = coordinates(gradients)
-        seen = _seen(network, params)
+        gradient = _gradient(network, gradients, state, LSTMOptimizerState)
+        seen = _seen(network, params, gradient)
         finite = jnp.isfinite(gradient).all()
         ok = finite & ~state.halted
         memory, values = advance(network, state.memory, gradient, seen, ok)
@@ -156,7 +157,7 @@ def act_optimizer(
 
     Raises:
       ValueError: as for `lstm_optimizer`; from `update` when the head needs `value` and it was not
-        given.
+        given, and for a `value` that is not one real number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -196,10 +197,11 @@ def act_optimizer(
                 "value must be the loss for a head that sees it, as in "
                 "update(gradients, state, params, value=loss), got None."
             )
-        gradient = coordinates(gradients)
-        seen = _seen(network, params)
+        gradient = _gradient(network, gradients, state, ACTOptimizerState)
+        seen = _seen(network, params, gradient)
         finite = jnp.isfinite(gradient).all()
         if value is not None:
+            _check_loss(value)
             value = jnp.asarray(value, jnp.float32)
             finite = finite & jnp.isfinite(value)
         ok = finite & ~state.halted
@@ -302,12 +304,44 @@ def _check_options(network, nonfinite, state_dtype):
         )
 
 
-def _seen(network, params):
+def _gradient(network, gradients, state, kind):
+    """The coordinates of the gradients, float [N], if `state` is one of theirs."""
+    check_params(gradients, "gradients")
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"state must be an {kind.__name__}, as init makes it, got {type(state).__name__}."
+        )
+    gradient = coordinates(gradients)
+    wanted, found = (memory_rows(network), len(gradient)), getattr(state.memory, "shape", None)
+    if found != wanted:
+        raise ValueError(
+            f"state must be what init makes of params with the {len(gradient)} coordinates of the "
+            f"gradients, a memory of shape {wanted}, got one of shape {found}."
+        )
+    return gradient
+
+
+def _check_loss(value):
+    dtype = getattr(value, "dtype", type(value))
+    is_real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if not is_real or jnp.shape(value):
+        got = shown(value) if hasattr(value, "shape") else repr(value)
+        raise ValueError(f"value must be the loss, one real number, got {got}.")
+
+
+def _seen(network, params, gradient):
     """The parameters and their scales as a network sees them, None where it does not."""
-    if params is None and (network.see_params or network.see_scale):
+    if not (network.see_params or network.see_scale):
+        return None, None
+    if params is None:
         raise ValueError("params must be given to update for a network that sees them, got None.")
-    shown = coordinates(params) if network.see_params else None
-    return shown, leaf_scales(params) if network.see_scale else None
+    count = sum(jnp.size(leaf) * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(params))
+    if count != len(gradient):
+        raise ValueError(
+            f"params must have the {len(gradient)} coordinates of the gradients, got {count}."
+        )
+    values = coordinates(params) if network.see_params else None
+    return values, leaf_scales(params) if network.see_scale else None
 
 
 def _zero(columns: jax.Array, dtype=jnp.int32) -> jax.Array:

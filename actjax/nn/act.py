@@ -16,7 +16,7 @@ from actjax._streamable import Prepared
 from actjax._unroll import repeat, unroll
 from actjax.halting import FixedSteps, Ponder, Rule, chosen_rule, halting_dtype
 from actjax.nn import kernel
-from actjax.nn.cells import Recurrent
+from actjax.nn.cells import Recurrent, refuse_epsilon
 from actjax.nn.widths import cut_units, pad_units, wanted, widened
 
 
@@ -35,7 +35,8 @@ class ACT(Recurrent):
       max_steps: M, the limit on ponder steps at one input (eq 13). ``model.max_steps`` may be set
         later: a trained network may be given more steps, or fewer, at evaluation.
       epsilon: lets a first step halt (eq 7); 0.01 unless given.
-      rule: a `halting.Rule` in the place of Graves' and its epsilon, as in `unroll`.
+      rule: a `halting.Rule` in the place of Graves' and its epsilon, as in `unroll`. ``model.rule``
+        may be set later too.
       halt_bias: initial bias b_h of the halting unit (eq 5): 1 in the paper; a negative one starts
         with long ponders and is less prone to collapse to one step.
       loop, lanes: as in `unroll`; or "kernel", the adaptive loop as one kernel each way, for cells
@@ -50,6 +51,8 @@ class ACT(Recurrent):
     >>> outputs.shape, ponder.steps.shape, ponder.cost.dtype
     ((2, 5, 8), (2, 5), dtype('float32'))
     """
+
+    epsilon = property(fset=refuse_epsilon)
 
     def __init__(
         self,

@@ -276,6 +276,14 @@ class CellStep:
         return (state, jax.tree.leaves(state)[self.output]) if self.output is not None else state
 
 
+def refuse_epsilon(_, value):
+    """The setter of ``model.epsilon``, which would change nothing."""
+    raise ValueError(
+        "epsilon must be set with the rule, as in model.rule = actjax.halting.Graves(epsilon), "
+        f"got model.epsilon = {value!r}."
+    )
+
+
 def check_call(call, modules, rngs, *rows) -> tuple[str, ...]:
     """Traces ``call(modules, *rows)`` and refuses what it may not do to the modules' variables.
 

@@ -33,7 +33,7 @@ from actjax._unroll import unroll_layers
 from actjax._variables import renewed
 from actjax.halting import Ponder, Rule, chosen_rule, halting_dtype
 from actjax.nn.attention import ATTEND, Attention, transmission
-from actjax.nn.cells import CellStep, Recurrent, check_call
+from actjax.nn.cells import CellStep, Recurrent, check_call, refuse_epsilon
 from actjax.nn.noise import by_row, input_keys
 
 COMBINE = ("affine", "mlp")
@@ -140,6 +140,8 @@ class LFACT(Recurrent):
     >>> outputs.shape, ponder.steps.shape, final.states.shape
     ((2, 5, 8), (2, 5), (2, 4, 8))
     """
+
+    epsilon = property(fset=refuse_epsilon)
 
     def __init__(
         self,

@@ -134,8 +134,7 @@ class PonderNet(Recurrent):
           p_n to the prior, by 0.01 in the paper; zeros where padded; and the `Ponder` record.
         """
         step, own, state, inputs = self.prepare(xs, initial_state, self.halt, lengths, rngs)
-        assert self.halt.bias is not None
-        zero = jnp.zeros(jnp.shape(xs)[0], halting.halting_dtype(self.halt.bias.dtype))
+        zero = jnp.zeros(jnp.shape(xs)[0], halting.halting_dtype(step.read(state)[1].dtype))
         _, (_, losses), ponder = unroll(
             _WithLoss(step, loss),
             (own, params),

@@ -147,10 +147,10 @@ def is_solved(answers: Array, boards: Array) -> Array:
     """
     size = math.isqrt(boards.shape[-1])
     kept = ((boards == 0) | (boards == answers + 1)).all(-1)
-    digits = jnp.arange(size)
-    is_digit = answers[..., None] == digits  # [..., cells, digits]
-    is_unit = units(size)[..., None] == digits  # [3, cells, units]
-    found = jnp.einsum("...cd,kcu->...kud", is_digit.astype(jnp.int32), is_unit.astype(jnp.int32))
+    is_digit, is_unit = (  # [..., cells, digits] and [3, cells, units]
+        jax.nn.one_hot(places, size, dtype=jnp.int32) for places in (answers, units(size))
+    )
+    found = jnp.einsum("...cd,kcu->...kud", is_digit, is_unit)
     return kept & (found == 1).all((-3, -2, -1))
 
 

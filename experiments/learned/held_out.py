@@ -231,8 +231,8 @@ def dense(sizes: tuple[int, ...], activation: Callable) -> tuple[Callable, Calla
 
     def predict(params, x):
         for layer in params[:-1]:
-            x = activation(x @ layer["kernel"] + layer["bias"])
-        return x @ params[-1]["kernel"] + params[-1]["bias"]
+            x = activation(x @ layer["kernel"] + layer["bias"][None])
+        return x @ params[-1]["kernel"] + params[-1]["bias"][None]
 
     return lambda key: _first_weights(key, shapes), predict
 
@@ -247,8 +247,8 @@ def convolutional(channels: tuple[int, ...], classes: int = 10) -> tuple[Callabl
 
     def predict(params, x):
         for layer in params[:-1]:
-            x = jax.nn.relu(_convolve(x, layer["kernel"]) + layer["bias"])
-        return x.reshape(len(x), -1) @ params[-1]["kernel"] + params[-1]["bias"]
+            x = jax.nn.relu(_convolve(x, layer["kernel"]) + layer["bias"][None, None, None])
+        return x.reshape(len(x), -1) @ params[-1]["kernel"] + params[-1]["bias"][None]
 
     return lambda key: _first_weights(key, shapes), predict
 

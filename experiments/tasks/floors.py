@@ -74,7 +74,7 @@ def _forecast(
     """Classes [B, S, K]."""
     lead, count = prices.steps(**windows)
     read = lead - 1 + (jnp.arange(count) if windows["mode"] == "rnn" else jnp.zeros(count, int))
-    last = jnp.asarray(series.classes)[start[:, None] + read]
+    last = jnp.asarray(series.classes)[start[:, None] + read[None]]
     chosen = {"usual": jnp.broadcast_to(usual, last.shape), "repeat": last}
     return chosen.get(name, classes - 1 - last)
 

@@ -136,10 +136,10 @@ def windows(
     """
     lead, count = steps(window, mode, horizon)
     start = jnp.arange(_places(series, lead, count)) if start is None else start
-    targets = series.classes[start[:, None] + lead + jnp.arange(count)]
+    targets = series.classes[start[:, None] + lead + jnp.arange(count)[None]]
     none = jnp.zeros((len(start), window), jnp.int32)
     return Batch(
-        inputs=series.inputs[start[:, None] + jnp.arange(window)],
+        inputs=series.inputs[start[:, None] + jnp.arange(window)[None]],
         targets=targets,
         mask=jnp.ones(targets.shape[:2], bool),
         lengths=none[:, 0] + window,
