@@ -45,7 +45,8 @@ def name(member: dict[str, Any]) -> str:
 
 def colors(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """A colour for each of `groups`: grey for the plain network, warm ones for Repeat, LFACT's and
-    PonderNet's own, and for ACT a scale by the logarithm of tau, or in the order of the names where tau moves."""
+    PonderNet's own, and for ACT a scale by the logarithm of tau, or in the order of the names
+    where tau moves."""
     kind = lambda members: (members[0]["repeats"] and "repeat") or members[0]["model"]
     tones = {}
     for name, members in found.items():
