@@ -487,6 +487,14 @@ def test_what_the_sentences_advise_works():
     ]
 
 
+@pytest.mark.not_in("nans", "it looks for the NaN that is found there")
 def test_a_step_that_returns_logits_is_found_under_jit():
     run = lambda step: jax.jit(unroll(step=actjax.steps.checked(step)))()[2].remainder
     assert np.isnan(run(logits)).all() and np.isfinite(run(step)).all()
+
+
+@pytest.mark.parametrize("loop", ["scan", "while"])
+def test_a_nan_of_the_step_is_found_by_debug_nans(loop):
+    run = unroll(step=actjax.steps.checked(logits), loop=loop)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+        run()

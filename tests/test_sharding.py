@@ -79,14 +79,15 @@ class Net(nnx.Module):
 
     def __call__(self, x):
         self.calls[...] += 1
-        return self.layer(self.drop(self.norm(x)))[:, 0] * self.turn
+        return self.layer(self.drop(self.norm(x)))[:, 0].astype(self.turn.dtype) * self.turn
 
 def sample(key, data=()):
     x = jax.random.normal(key, (8, 3))
     return x, jnp.sin(x.sum(-1))
 
 def loss(model, batch):
-    error = jnp.abs(model(batch[0]) - batch[1])
+    turned = model(batch[0])
+    error = jnp.abs(turned - batch[1].astype(turned.dtype))
     return (error ** 2).mean(), {"hits": (error < 1).sum(), "error_max": error.max()}
 
 def train(model, mesh=None, optimizer=optax.sgd(0.05, momentum=0.9), loss=loss):

@@ -118,6 +118,7 @@ def test_buckets_hold_every_member_once_evenly(size, devices):
     assert len(shares) <= 1 + np.ceil(np.log2(size))
 
 
+@pytest.mark.not_in("nans", "JAX stops the run before we do")
 def test_a_diverged_member_keeps_its_last_good_state():
     states, keys = ensemble()
     rates = states.extra.at[2].set(jnp.nan)
