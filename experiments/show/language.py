@@ -85,6 +85,54 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     return save(figure, path)
 
 
+def settings(found: list[dict[str, Any]], path: pathlib.Path) -> bool:
+    """Bits of LFACT by its own settings, and of all models by the text that they train on.
+
+    Figures 4b and 9 and section 4.2: mu, g, its activation, which layers are attended to, L; bars
+    have the error over test windows. The right panel takes the seeds that every model has.
+    """
+    base = {"mu": 0.1, "combine": "affine", "activation": "sigmoid", "attend": "all"}
+    base |= {"max_steps": 3, "sequences": 10_240, "steps": 2400}
+    words = {"mu": "μ {:g}", "combine": "g: {}", "activation": "σ: {}", "attend": "attends: {}"}
+    words["max_steps"] = "L {}"
+    bars, sizes = {}, {}
+    for summary in found:
+        config = summary["config"]
+        if config.get("preset") != "lfact":
+            continue
+        differs = [name for name, value in base.items() if config.get(name, value) != value]
+        for member in summary["members"]:
+            result, seed = member["evaluation"], member["seed"]
+            if set(differs) <= {"sequences", "steps"}:  # as many passes over less text
+                at = sizes.setdefault(member["model"], {}).setdefault(config["sequences"], {})
+                at[seed] = result["bits_per_character"]
+            if member["model"] == "lfact" and not differs:
+                bars.setdefault("preset", {})[seed] = result
+            if member["model"] == "lfact" and len(differs) == 1 and differs[0] in words:
+                name = words[differs[0]].format(config[differs[0]])
+                bars.setdefault(name, {})[seed] = result
+    seeds = set.intersection(*map(set, bars.values())) if bars else set()
+    if len(bars) < 2 or not seeds:
+        return False
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for place, at in enumerate(bars.values()):
+        mean = np.mean([at[seed]["bits_per_character"] for seed in seeds])
+        errors = [at[seed]["bits_per_character_standard_error"] for seed in seeds]
+        left.errorbar(place, mean, np.hypot.reduce(errors) / len(seeds), fmt="o", capsize=3)
+    left.set_xticks(range(len(bars)), bars, rotation=30, ha="right")
+    left.set_ylabel("bits per character, test windows")
+    left.set_title(f"LFACT, seed {', '.join(map(str, sorted(seeds)))}", fontsize=9)
+    for model, at in sizes.items():
+        if len(at) > 1:
+            points = [(n, *mean_and_error(list(at[n].values()))) for n in sorted(at)]
+            windows, mean, error = np.array(points).T
+            label, color = MODELS[model]
+            right.errorbar(windows, mean, error, color=color, label=label, marker=".", capsize=3)
+    right.set_xlabel("windows trained on, 15 times each")
+    right.legend(fontsize="small")
+    return save(figure, path)
+
+
 def _by_model(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Members by model, in the order of `MODELS`; none where the sweep validated nothing."""
     members = [m for m in summary["members"] if "validation_max" in m["curve"]]

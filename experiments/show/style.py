@@ -117,9 +117,14 @@ def plus_minus(values, digits: int = 4) -> str:
 
 
 def mean_curve(members, key) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of members' curves over their updates; one that ended early keeps its last value."""
+    """The mean of members' curves over their updates; one that ended early keeps its last value,
+    and so does a row without one, such as a last one that was too short to be validated."""
     steps = max((m["curve"]["step"] for m in members), key=lambda s: s[-1])
-    rows = [np.interp(steps, m["curve"]["step"], m["curve"][key]) for m in members]
+    rows = []
+    for member in members:
+        values = np.array(member["curve"][key], float)  # None is NaN
+        known = np.isfinite(values)
+        rows.append(np.interp(steps, np.array(member["curve"]["step"])[known], values[known]))
     return np.asarray(steps), np.mean(rows, axis=0)
 
 

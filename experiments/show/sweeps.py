@@ -31,6 +31,8 @@ FIGURES = {
     "repeat": (fojo.repeat, "accuracy with repeated inputs"),
     "by_step": (fojo.by_step, "ponder at each step of the sequence"),
 }
+# of all summaries of a task together
+ACROSS = {"wikipedia": {"settings": (language.settings, "bits by settings and by text")}}
 BUDGET = fojo.budget, "ponder held to a budget by moving tau"
 
 
@@ -122,4 +124,8 @@ def draw(task: Task, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path
             target = results / task.name / f"{pool}_{figure.name}.png"
             if figure.draw(summary, target):
                 drawn.append((figure.number or figure.name, figure.title, target))
+    for name, (function, title) in ACROSS.get(task.name, {}).items():
+        target = results / task.name / f"{name}.png"
+        if function([summary for _, summary in found], target):
+            drawn.append((name, title, target))
     return drawn
