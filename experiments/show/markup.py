@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-WIDEST, COLORS = 960, 128  # of a picture: the page's own width, and what keeps it small
+WIDEST, COLORS = 960, 96  # of a picture: the page's own width, and what keeps it small
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -69,7 +69,13 @@ def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> st
     if tables.table_of(task):
         parts.append(_table(task, named))
     pools = pooled(named, defaults(task))
-    parts += [_figure(figure, pools) for figure in sweeps.figures_of(task)]
+    several = [(name, summary) for name, summary in pools if len(summary["members"]) > 1]
+    # a network by itself has a picture only where there is nothing else to show
+    parts += [_figure(figure, several or pools) for figure in sweeps.figures_of(task)]
+    for function, title in sweeps.ACROSS.get(task.name, {}).values():
+        if picture := markup.figure(function, [summary for _, summary in named]):
+            shown = markup.side_by_side([markup.captioned(f"Ours, {title}", picture)])
+            parts.append(f"<h3>{title[0].upper()}{title[1:]}</h3>" + shown)
     held = [entry for entry in named if _holds_budget(entry[1])]
     if held:
         parts.append("<h3>Ponder budget</h3>" + markup.note(f"Paper: {PAPERS['budget']}"))
