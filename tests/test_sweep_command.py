@@ -64,6 +64,7 @@ def test_a_solved_member_retires(tmp_path):
     assert member["updates"] == 80  # at the end of a dispatch of ten
 
 
+@pytest.mark.not_in("nans", "its run is to diverge")
 def test_a_diverged_member_is_told_and_left_out(tmp_path):
     arguments = [*SORT, "--models", "act", "--learning-rate", "1e38", "--steps", "20"]
     (member,) = sweep(tmp_path, *arguments)["members"]
