@@ -12,7 +12,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,8 +33,18 @@ COLUMNS = (
 )
 
 
+def line(cells: Iterable[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(titles), "|" + "---|" * len(titles)]
+
+
 def ponder(results: dict) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines = head(COLUMNS)
     for name in results["settings"]:
         rows = [row for row in results["rows"] if row["setting"] == name]
         plain = next(row for row in rows if row["contender"] == "plain")
@@ -50,7 +60,7 @@ def ponder(results: dict) -> str:
             cells += [f"**{short(row['train_ms'])}** ({every} at {lanes})"]
             cells += [short(value) for value in others]
             cells += [short(row["mean_ponder"] * plain["train_ms"]), short(row["floor_ms"])]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(line(cells))
     return "\n" + "\n".join(lines)
 
 
@@ -62,7 +72,7 @@ def lfact(results: dict) -> str:
             bare, with_mu = rows[place + 1 : place + 3]
             cells = f"{row['ponder_steps']:.2f}", str(row["limit"]), f"{row['ms']:.0f}"
             cells += f"{bare['ms']:.0f}", f"{with_mu['ms']:.0f}", f"{bare['over_act']:.2f}"
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(line(cells))
     return "\n" + "\n".join(lines)
 
 
@@ -113,7 +123,7 @@ def peers(results: dict) -> str:
     titles = "setting", "mean N", "actjax", "a dispatch each"
     forms = [f"torch, {form}, {how}" for form in ("masked", "compact") for how in HOW]
     titles += *forms, "PyPI package (its N)", "floor", "fastest torch / actjax"
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines = head(titles)
     for figure in results["ratios"][::2]:  # every other is that of "a dispatch each"
         place = figure["setting"], figure["level"]
         here = [row for row in results["rows"] if (row["setting"], row.get("level")) == place]
@@ -126,7 +136,7 @@ def peers(results: dict) -> str:
         cells += [short(at[form]["train_ms"]) for form in forms]
         cells += [f"{short(package['train_ms'])} ({package['mean_ponder']:.2f})"]
         cells += [short(at["matrix products alone"]["train_ms"]), f"**{figure['value']:.2f}**"]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return "\n" + "\n".join([*lines, "", *conformance(results["conformance"])])
 
 
@@ -151,7 +161,7 @@ def conformance(rows: list[dict]) -> list[str]:
             cells.append(f"{max(row[key] for row in own):.1g}")
         cells += [f"{value:.4f}" for value in least.values()]
         cells.append(f"{limit['steps_max']}, {limit['weights_max']}")
-        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+        lines.append(line((who, *cells)))
     return lines
 
 
@@ -162,7 +172,7 @@ def processes(results: dict) -> str:
         rate = f"{row['sequences_per_second']:,.0f}" if "sequences_per_second" in row else ""
         over = f"{row['over_one']:.2f}" if "over_one" in row else ""
         cells = row["setting"], row["name"], short(row["ms"]), rate, over
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return "\n".join(lines)
 
 
@@ -174,7 +184,7 @@ def accelerator(results: dict) -> str:
     columns = "loop", "mean N", "ms", "/ (N × plain)", "kernels, products an iteration", "busy"
     lines = [results.get("note", ""), ""]
     for group, first in (("training", "setting"), ("shapes", "network, T 20")):
-        lines += ["| " + " | ".join((first, *columns)) + " |", "|" + "---|" * 7]
+        lines += head((first, *columns))
         lines += [_on_card(row) for row in rows if row["group"] == group] + [""]
     lines += ["| networks at once | loop | mean N | µs an update and network | |"]
     lines.append("|" + "---|" * 5)
@@ -183,19 +193,19 @@ def accelerator(results: dict) -> str:
             minutes = row.get("grid_minutes")
             grid = f"10,000 updates of all: {minutes:.1f} min" if minutes else ""
             cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
-            lines.append("| " + " | ".join((*cells, grid)) + " |")
+            lines.append(line((*cells, grid)))
     titles = "a step of the learned optimizer, ms", "over its bytes", "of Adam, ms"
-    lines += ["", "| " + " | ".join(("parameters", *titles)) + " |", "|" + "---|" * 4]
+    lines += ["", *head(("parameters", *titles))]
     steps = {(r["name"], r["way"]): r for r in rows if r["group"] == "optimizer"}
     for name in dict.fromkeys(name for name, _ in steps):
         own = steps[name, "learned"]
         cells = short(own["ms"]), f"{own['over_bytes']:.1f}", short(steps[name, "adam"]["ms"])
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(line((name, *cells)))
     lines += ["", "| others | | |", "|---|---|---|"]
     for row in rows:
         if row["group"] == "lfact":
             cells = f"text, mean N {row['mean_ponder']:.2f}", row["way"], f"{short(row['ms'])} ms"
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(line(cells))
         if row["group"] == "stream":
             speed = f"{row['characters_per_s']:,.0f} characters a second"
             lines.append(f"| stream | {row['way']} | {speed} |")
@@ -204,7 +214,7 @@ def accelerator(results: dict) -> str:
         if row["group"] == "torch":
             over = f"{row['over_ours']:.1f}" if "over_ours" in row else ""
             cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(line(cells))
     return "\n" + "\n".join(lines)
 
 
@@ -217,7 +227,7 @@ def _on_card(row: dict) -> str:
     busy = f"{row['busy']:.0%}" if "busy" in row and not graph else ""
     over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
     cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
-    return "| " + " | ".join((*cells, launches, busy)) + " |"
+    return line((*cells, launches, busy))
 
 
 def kernel(results: dict) -> str:
@@ -276,7 +286,7 @@ def recursive(results: dict) -> str:
         same = min(row["same_answers"] for row in rows)
         cells = way, by_size, f"**{best['puzzles_per_second']:,.0f}**", f"{best['mean_steps']:.2f}"
         cells += f"{best['solved']:.2%}", f"{same:.2%}"
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     found = ", ".join(f"{name}: {ratio:.2f}" for name, ratio in results["ratios"].items())
     speed = {(row["way"], row["size"]): row["puzzles_per_second"] for row in results["rows"]}
     gains = ", ".join(
@@ -292,7 +302,7 @@ def recursive(results: dict) -> str:
     lines += ["\n| an update of deep supervision | ms | over actjax |", "|" + "---|" * 3]
     for row in results["training"]:
         cells = row["contender"], short(row["ms"]), f"{row['over_actjax']:.2f}"
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return "\n".join(lines)
 
 
@@ -300,7 +310,7 @@ def front(results: dict) -> str:
     """The one table of the README: what an adaptive step costs beside the other ways."""
     titles = "a training step, ms", "mean N", "actjax", "masked scan", "scan + cond"
     titles += ("N × the plain RNN",)
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines = head(titles)
     for name, level, words in FRONT:
         rows = [row for row in results["rows"] if row["setting"] == name]
         plain = next(row for row in rows if row["contender"] == "plain")
@@ -313,7 +323,7 @@ def front(results: dict) -> str:
         times.append(best["mean_ponder"] * plain["train_ms"])
         cells = [words, f"{best['mean_ponder']:.2f}", f"**{short(best['train_ms'])}**"]
         cells += [short(value) for value in times]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(line(cells))
     return "\n".join(lines)
 
 

@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from experiments import tasks
 from experiments.show import language, style
+
+TASK = tasks.known()["wikipedia"]
 
 
 def summary(*models, **changes):
@@ -17,12 +20,12 @@ def test_settings_of_lfact_are_compared_where_there_are_any(tmp_path):
     path = tmp_path / "settings.png"
     paper = summary("rnn", "act", "lfact")
     alone = [paper, summary("rnn", "lfact", sequences=2560), summary("act", preset="demo")]
-    assert not language.settings(alone, path)
+    assert not language.settings(TASK, alone, path)
     assert not path.exists()
-    assert language.settings([*alone, summary("lfact", mu=0.0)], path)
+    assert language.settings(TASK, [*alone, summary("lfact", mu=0.0)], path)
     assert path.exists()
     both = summary("lfact", mu=0.0, combine="mlp")  # two settings at once are no comparison
-    assert not language.settings([paper, both], tmp_path / "none.png")
+    assert not language.settings(TASK, [paper, both], tmp_path / "none.png")
 
 
 def test_a_curve_keeps_its_last_value_through_rows_without_one():

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.options import pick
 from experiments.show import style
 from experiments.show.style import (
     MODELS,
@@ -15,6 +16,7 @@ from experiments.show.style import (
     save,
     whiskers,
 )
+from experiments.task import Task
 
 
 def bits(summary: dict[str, Any], path: pathlib.Path) -> bool:
@@ -85,16 +87,22 @@ def layers_by_step(summary: dict[str, Any], path: pathlib.Path) -> bool:
     return save(figure, path)
 
 
-def settings(found: list[dict[str, Any]], path: pathlib.Path) -> bool:
+WORDS = {  # of a setting of LFACT that differs from the preset's
+    "mu": "μ {:g}",
+    "combine": "g: {}",
+    "activation": "σ: {}",
+    "attend": "attends: {}",
+    "max_steps": "L {}",
+}
+
+
+def settings(task: Task, found: list[dict[str, Any]], path: pathlib.Path) -> bool:
     """Bits of LFACT by its own settings, and of all models by the text that they train on.
 
-    Figures 4b and 9 and section 4.2: mu, g, its activation, which layers are attended to, L; bars
-    have the error over test windows. The right panel takes the seeds that every model has.
+    Figures 4b and 9 and section 4.2. Bars have the error over test windows, of the seeds that all
+    settings have.
     """
-    base = {"mu": 0.1, "combine": "affine", "activation": "sigmoid", "attend": "all"}
-    base |= {"max_steps": 3, "sequences": 10_240, "steps": 2400}
-    words = {"mu": "μ {:g}", "combine": "g: {}", "activation": "σ: {}", "attend": "attends: {}"}
-    words["max_steps"] = "L {}"
+    base = pick(task.presets["lfact"], *WORDS, "sequences", "steps")
     bars, sizes = {}, {}
     for summary in found:
         config = summary["config"]
@@ -108,8 +116,8 @@ def settings(found: list[dict[str, Any]], path: pathlib.Path) -> bool:
                 at[seed] = result["bits_per_character"]
             if member["model"] == "lfact" and not differs:
                 bars.setdefault("preset", {})[seed] = result
-            if member["model"] == "lfact" and len(differs) == 1 and differs[0] in words:
-                name = words[differs[0]].format(config[differs[0]])
+            if member["model"] == "lfact" and len(differs) == 1 and differs[0] in WORDS:
+                name = WORDS[differs[0]].format(config[differs[0]])
                 bars.setdefault(name, {})[seed] = result
     seeds = set.intersection(*map(set, bars.values())) if bars else set()
     if len(bars) < 2 or not seeds:

@@ -1,6 +1,7 @@
 """One self-contained HTML page: what the papers report beside what ran here."""
 
 import dataclasses
+import functools
 import html
 import pathlib
 from typing import Any
@@ -73,7 +74,8 @@ def _section(task: Task, found: list[tuple[pathlib.Path, dict[str, Any]]]) -> st
     # a network by itself has a picture only where there is nothing else to show
     parts += [_figure(figure, several or pools) for figure in sweeps.figures_of(task)]
     for function, title in sweeps.ACROSS.get(task.name, {}).values():
-        if picture := markup.figure(function, [summary for _, summary in named]):
+        draw = functools.partial(function, task)
+        if picture := markup.figure(draw, [summary for _, summary in named]):
             shown = markup.side_by_side([markup.captioned(f"Ours, {title}", picture)])
             parts.append(f"<h3>{title[0].upper()}{title[1:]}</h3>" + shown)
     held = [entry for entry in named if _holds_budget(entry[1])]

@@ -31,7 +31,7 @@ FIGURES = {
     "repeat": (fojo.repeat, "accuracy with repeated inputs"),
     "by_step": (fojo.by_step, "ponder at each step of the sequence"),
 }
-# of all summaries of a task together
+# of all summaries of a task together: `(task, summaries, path) -> bool`
 ACROSS = {"wikipedia": {"settings": (language.settings, "bits by settings and by text")}}
 BUDGET = fojo.budget, "ponder held to a budget by moving tau"
 
@@ -126,6 +126,6 @@ def draw(task: Task, results: pathlib.Path) -> list[tuple[str, str, pathlib.Path
                 drawn.append((figure.number or figure.name, figure.title, target))
     for name, (function, title) in ACROSS.get(task.name, {}).items():
         target = results / task.name / f"{name}.png"
-        if function([summary for _, summary in found], target):
+        if function(task, [summary for _, summary in found], target):
             drawn.append((name, title, target))
     return drawn
