@@ -12,11 +12,13 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.card_tables import accelerator, kernel  # noqa: E402
+from benchmarks.table_parts import head, line, short  # noqa: E402
 from experiments.show import pages  # noqa: E402
 
 LIBRARIES = "jax", "flax", "torch"
@@ -31,16 +33,6 @@ COLUMNS = (
     "plain RNN × N",
     "floor",
 )
-
-
-def line(cells: Iterable[str]) -> str:
-    """A row of a table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def head(titles: Sequence[str]) -> list[str]:
-    """The first two lines of a table."""
-    return [line(titles), "|" + "---|" * len(titles)]
 
 
 def ponder(results: dict) -> str:
@@ -176,76 +168,6 @@ def processes(results: dict) -> str:
     return "\n".join(lines)
 
 
-def accelerator(results: dict) -> str:
-    """Training steps, networks by size, sweeps, Graves' grid and optimizers on one card."""
-    rows = [row for row in results["rows"] if "error" not in row]
-    names = [row["name"] for row in rows]
-    rows.sort(key=lambda row: (names.index(row["name"]), row.get("level", "")))
-    columns = "loop", "mean N", "ms", "/ (N × plain)", "kernels, products an iteration", "busy"
-    lines = [results.get("note", ""), ""]
-    for group, first in (("training", "setting"), ("shapes", "network, T 20")):
-        lines += head((first, *columns))
-        lines += [_on_card(row) for row in rows if row["group"] == group] + [""]
-    lines += ["| networks at once | loop | mean N | µs an update and network | |"]
-    lines.append("|" + "---|" * 5)
-    for row in rows:
-        if row["group"] in ("sweeps", "grid"):
-            minutes = row.get("grid_minutes")
-            grid = f"10,000 updates of all: {minutes:.1f} min" if minutes else ""
-            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
-            lines.append(line((*cells, grid)))
-    titles = "a step of the learned optimizer, ms", "over its bytes", "of Adam, ms"
-    lines += ["", *head(("parameters", *titles))]
-    steps = {(r["name"], r["way"]): r for r in rows if r["group"] == "optimizer"}
-    for name in dict.fromkeys(name for name, _ in steps):
-        own = steps[name, "learned"]
-        cells = short(own["ms"]), f"{own['over_bytes']:.1f}", short(steps[name, "adam"]["ms"])
-        lines.append(line((name, *cells)))
-    lines += ["", "| others | | |", "|---|---|---|"]
-    for row in rows:
-        if row["group"] == "lfact":
-            cells = f"text, mean N {row['mean_ponder']:.2f}", row["way"], f"{short(row['ms'])} ms"
-            lines.append(line(cells))
-        if row["group"] == "stream":
-            speed = f"{row['characters_per_s']:,.0f} characters a second"
-            lines.append(f"| stream | {row['way']} | {speed} |")
-    lines += ["", "| PyTorch, the same card | | mean N | ms | over ours |", "|" + "---|" * 5]
-    for row in rows:
-        if row["group"] == "torch":
-            over = f"{row['over_ours']:.1f}" if "over_ours" in row else ""
-            cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
-            lines.append(line(cells))
-    return "\n" + "\n".join(lines)
-
-
-def _on_card(row: dict) -> str:
-    """A line for a training step; launches are told where the profile saw them one by one."""
-    graph = row["way"].endswith("buffers") or row["way"] == "kernel"
-    launches = "one graph" if graph else ""
-    if not graph and "kernels_an_iteration" in row:
-        launches = f"{row['kernels_an_iteration']:.0f}, {row['products_an_iteration']:.0f}"
-    busy = f"{row['busy']:.0%}" if "busy" in row and not graph else ""
-    over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
-    cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
-    return line((*cells, launches, busy))
-
-
-def kernel(results: dict) -> str:
-    """Ways to cut the kernels, beside the adaptive loop."""
-    rows = results["tune"]
-    lines = [
-        "\nLoss and gradient at GRU 128, T 50, mean N 2, ms. The default is now `t128 resident`.",
-        "",
-        "| way | B 64 | B 512 |",
-        "|---|---|---|",
-    ]
-    for way in dict.fromkeys(row["way"] for row in rows):
-        at = {row["batch"]: row["ms"] for row in rows if row["way"] == way and "ms" in row}
-        if len(at) == 2:
-            lines.append(f"| {way} | {short(at[64])} | {short(at[512])} |")
-    return "\n".join(lines)
-
-
 def learned(results: dict) -> str:
     """A meta-update, a step of the learned optimizer beside Adam's, and the bound."""
     update = results["meta_update"]
@@ -325,11 +247,6 @@ def front(results: dict) -> str:
         cells += [short(value) for value in times]
         lines.append(line(cells))
     return "\n".join(lines)
-
-
-def short(value: float) -> str:
-    """Three figures of a number, without an exponent."""
-    return f"{float(f'{value:.3g}'):,g}"
 
 
 FRONT = (
