@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
 from actjax._checks import check_key, check_like, check_positive, shown
 from actjax._loop.rows import select
 from actjax.training.metrics import check_names
+from actjax.training.sharding import replicate, spread
 from actjax.training.state import TrainState, init_state
 from actjax.training.step import NEXT, Sample, TrainStep, make_train_step
 
@@ -47,6 +49,7 @@ def make_recycled_step(
     max_steps: int,
     explore: float = 0.0,
     wrt: Any = None,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Builds a training step for `fit` and `make_chunk` in which lanes are recycled.
 
@@ -60,6 +63,7 @@ def make_recycled_step(
       max_steps: the limit on supervised steps a row, N_sup; 16 in the papers.
       explore: share of rows that get a least number of steps, drawn from 2 to `max_steps`, so that
         what comes after a halt is seen too; 0.1 in the papers.
+      mesh: devices that share the lanes, each of which keeps its own; as in `make_train_step`.
 
     Returns:
       `train_step(state, key, data) -> (state, metrics)` for states made by `init_recycled`. Beside
@@ -87,12 +91,14 @@ def make_recycled_step(
     if not isinstance(explore, (int, float)) or not 0 <= explore <= 1:
         raise ValueError(f"explore must be a share from 0 to 1, got {explore!r}.")
 
-    def drawn(key: Array, data: Any):
+    def drawn(key: Array, given: Any):
+        data, lanes = given
         batch_key, least_key = jax.random.split(key)
         batch = sample(batch_key, data)
-        return batch, _draw_least(least_key, _rows(batch), max_steps, explore)
+        return (batch, _draw_least(least_key, _rows(batch), max_steps, explore)), lanes
 
-    def loss_of(model, fresh, lanes: Lanes):
+    def loss_of(model, drawn: tuple):  # fresh rows and lanes as one batch, which devices can share
+        fresh, lanes = drawn
         loss, (carried, done, metrics) = _checked(loss_fn(model, lanes.batch, lanes.carried), lanes)
         steps = lanes.steps + 1
         ended = (done & (steps >= lanes.least)) | (steps >= max_steps)
@@ -100,9 +106,7 @@ def make_recycled_step(
         metrics = {**metrics, "recycled": ended.astype(loss.dtype).mean()}
         return loss, metrics | {NEXT: (ended, lanes, fresh)}
 
-    inner = make_train_step(
-        drawn, loss_of, optimizer, wrt=wrt, control=lambda lanes, metrics: metrics[NEXT]
-    )
+    inner = make_train_step(drawn, loss_of, optimizer, wrt=wrt, mesh=mesh)
 
     def train_step(state: TrainState, key: Array, data: Any = ()):
         if not isinstance(state.extra, Lanes):
@@ -110,10 +114,9 @@ def make_recycled_step(
                 "state must be that of init_recycled, with its lanes in extra, "
                 f"got {type(state.extra).__name__}."
             )
-        state, metrics = inner(state, key, data)
-        ended, lanes, (batch, least) = state.extra
+        state, metrics = inner(state, key, (data, state.extra))
+        ended, lanes, (batch, least) = metrics.pop(NEXT)
         fresh = Lanes(batch, start(state.model, batch), jnp.zeros_like(lanes.steps), least)
-        del metrics[NEXT]
         return state._replace(extra=select(ended, fresh, lanes)), metrics
 
     return train_step
@@ -128,11 +131,12 @@ def init_recycled(
     data: Any = (),
     *,
     wrt: Any = None,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """The state before the first update of a recycled step: every lane with a row of its own.
 
     Args:
-      model, optimizer, sample, start, wrt: as `make_recycled_step` has them.
+      model, optimizer, sample, start, wrt, mesh: as `make_recycled_step` has them.
       key: draws the first rows.
       data: what `sample` is given.
     """
@@ -140,7 +144,10 @@ def init_recycled(
     batch = sample(key, data)
     zero = jnp.zeros(_rows(batch), jnp.int32)
     lanes = Lanes(batch, start(model, batch), zero, zero)
-    return init_state(model, optimizer, lanes, wrt=wrt)
+    state = init_state(model, optimizer, lanes, wrt=wrt)
+    if mesh is None:
+        return state
+    return replicate(state._replace(extra=()), mesh)._replace(extra=spread(lanes, mesh))
 
 
 def _checked(result: Any, lanes: Lanes) -> Any:

@@ -58,6 +58,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)  # device_put refuses keys
 
 
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """The rows that every array leads with, shared among the devices of the mesh's data axis."""
+    _check_rows(tree, mesh.shape[DATA])
+    return jax.device_put(tree, NamedSharding(mesh, P(DATA)))
+
+
 def one_copy(tree: Any) -> Any:
     """Of every array that `replicate` made, the copy on one device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
@@ -94,7 +100,9 @@ def data_parallel(loss_fn: Callable[..., tuple[Array, dict[str, Array]]], mesh: 
     return differentiate
 
 
-def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+def make_shared(
+    value_of: Callable, mesh: Mesh, by_row: tuple[str, ...] = ()
+) -> tuple[Callable, Callable]:
     """`jax.value_and_grad(value_of, has_aux=True)` and the value alone, over the devices of a mesh.
 
     Args:
@@ -102,6 +110,7 @@ def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
         what the loss makes of leaves of `state`, by name. Its floats are averaged over the devices,
         each of which draws noise of its own from the keys in `state`.
       mesh: with a "data" axis.
+      by_row: names that metrics may have whose arrays lead with rows: these stay where they are.
     """
     if DATA not in mesh.shape:
         raise ValueError(f"mesh must have an axis {DATA!r}, got {tuple(mesh.shape)}.")
@@ -117,15 +126,17 @@ def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
         averaged = {name: leaf for name, leaf in written.items() if _is_inexact(leaf)}
         alike = {name: leaf for name, leaf in written.items() if name not in averaged}
         _check_alike(alike)
+        rows = {name: metrics[name] for name in by_row if name in metrics}
+        metrics = {name: value for name, value in metrics.items() if name not in rows}
         loss, gradient, averaged, metrics = _sum(
             (loss, gradient, averaged, jax.tree.map(in_own_row, metrics))
         )
         metrics = {
-            name: rows.max(0) if name.endswith("_max") else rows.mean(0)
-            for name, rows in metrics.items()
+            name: values.max(0) if name.endswith("_max") else values.mean(0)
+            for name, values in metrics.items()
         }
         mean = lambda tree: jax.tree.map(lambda leaf: leaf / shards, tree)
-        return (mean(loss), (metrics, mean(averaged) | alike)), mean(gradient)
+        return (mean(loss), (metrics, mean(averaged) | alike), mean(gradient)), rows
 
     def value_on_one_device(params, state, batch, *rest):
         params, state = own(params), jax.tree.map(own_noise, own(state))
@@ -148,7 +159,7 @@ def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
         rows = jnp.zeros((shards, *value.shape), value.dtype)
         return rows.at[lax.axis_index(DATA)].set(value)
 
-    def over_devices(call):
+    def over_devices(call, out_specs):
         def run(params, state, batch, *rest):
             _check_rows(batch, shards)
             if AxisType.Explicit in mesh.axis_types:  # under which nothing moves unless told to
@@ -156,12 +167,18 @@ def make_shared(value_of: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
                 params, state, rest = place((params, state, rest), P())
                 batch = place(batch, P(DATA))
             specs = P(), P(), P(DATA), *([P()] * len(rest))
-            shared = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=P())
+            shared = jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=out_specs)
             return shared(params, state, batch, *rest)
 
         return run
 
-    return over_devices(on_one_device), over_devices(value_on_one_device)
+    share = over_devices(on_one_device, (P(), P(DATA)))
+
+    def differentiate(params, state, batch, *rest):
+        (loss, (metrics, written), gradient), rows = share(params, state, batch, *rest)
+        return (loss, (metrics | rows, written)), gradient
+
+    return differentiate, over_devices(value_on_one_device, P())
 
 
 def _sum(tree: Any) -> Any:

@@ -97,7 +97,7 @@ def make_train_step(
         differentiate = jax.value_and_grad(value_of, has_aux=True)
         value_alone = lambda *arguments: value_of(*arguments)[0]
     else:
-        differentiate, value_alone = make_shared(value_of, mesh)
+        differentiate, value_alone = make_shared(value_of, mesh, by_row=(NEXT,))
 
     def train_step(state: TrainState, key: Array, data: Any = ()):
         check_key("key", key)
