@@ -41,11 +41,20 @@ class SwiGLU(nnx.Module):
         self.out = nnx.Linear(expand * features, features, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        # As one matrix: of more axes the gradient of a kernel, a sum over all but the last, is a
-        # product for which XLA copies its operands on a CPU, twice as slow.
-        rows = x.reshape(-1, x.shape[-1])
-        gate, value = jnp.split(self.into(rows), 2, axis=-1)
-        return self.out(nnx.silu(gate) * value).reshape(x.shape)
+        return _on_rows(self._rows, x)
+
+    def _rows(self, x):
+        gate, value = jnp.split(self.into(x), 2, axis=-1)
+        return self.out(nnx.silu(gate) * value)
+
+
+def _on_rows(call, x: Array) -> Array:
+    """`call` of the last axis, on `x` as one matrix.
+
+    Of more axes the gradient of a kernel, a sum over all but the last, is a product for which XLA
+    copies its operands on a CPU: it takes twice as long.
+    """
+    return call(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class Mixer(nnx.Module):
@@ -92,7 +101,7 @@ class RecursiveCore(nnx.Module):
         return state, self.recursive.logit(state)
 
     def read(self, state: Any) -> Array:
-        return self.digits(state.answer)
+        return _on_rows(self.digits, state.answer)
 
 
 class NormedBlock(nnx.Module):

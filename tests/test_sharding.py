@@ -55,6 +55,45 @@ def assert_prints(script, text):
     assert done.stdout.startswith(text), done.stderr[-2000:]
 
 
+LANES = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from actjax import training
+from actjax.training.sharding import make_mesh
+
+assert jax.device_count() == 4
+sample = lambda key, data: jax.random.normal(key, (32, 4))
+begin = lambda model, x: jnp.full_like(x, 0.5)
+
+def loss(model, x, y):
+    y = jnp.tanh(model(x + y))
+    return (y**2).mean(), (y, jnp.abs(y).mean(-1) < 0.5, {"seen": y.mean(), "at_max": y.max()})
+
+def train(mesh):
+    model, optimizer = nnx.Linear(4, 4, rngs=nnx.Rngs(0)), optax.sgd(0.1)
+    options = {"max_steps": 4, "explore": 0.5, "mesh": mesh}
+    step = training.make_recycled_step(sample, loss, optimizer, start=begin, **options)
+    state = training.init_recycled(
+        model, optimizer, sample, begin, jax.random.key(0), mesh=mesh
+    )
+    state, _, metrics = training.make_chunk(step, 7)(state, jax.random.key(1), ())
+    if mesh is not None:
+        assert not jax.tree.leaves(state.extra)[0].is_fully_replicated
+    return state, metrics
+
+alone = train(None)
+assert 0 < alone[1]["recycled"] < 1
+for mesh in (make_mesh(), jax.make_mesh((4,), ("data",))):  # automatic and explicit
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(train(mesh)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+print("equal")
+"""
+
+
+def test_four_devices_recycle_lanes_as_one():
+    assert_prints(LANES, "equal\n")
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_four_devices_train_as_one(core):
     assert_prints(SCRIPT.replace("CORE", CORES[core]), "equal\n")

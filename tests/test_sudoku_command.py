@@ -71,7 +71,7 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
     [
         ("--held-out", "1", "held_out must be above 0 and below 1, got 1.0"),
         ("--heads", "3", "heads must be a divisor of hidden = 64, got 3"),
-        ("--devices", "2", "devices must be 1: lanes are recycled on one, got 2"),
+        ("--devices", "3", "devices must be a divisor of batch_size = 64, got 3"),
         ("--explore", "2", "explore must be a share from 0 to 1, got 2.0"),
         ("--data", "/nowhere", "puzzles must be a file that can be read, got '/nowhere'"),
     ],

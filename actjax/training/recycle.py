@@ -142,8 +142,8 @@ def init_recycled(
     """
     check_key("key", key)
     batch = sample(key, data)
-    zero = jnp.zeros(_rows(batch), jnp.int32)
-    lanes = Lanes(batch, start(model, batch), zero, zero)
+    zeros = lambda: jnp.zeros(_rows(batch), jnp.int32)  # of its own each, to be donated
+    lanes = Lanes(batch, start(model, batch), zeros(), zeros())
     state = init_state(model, optimizer, lanes, wrt=wrt)
     if mesh is None:
         return state

@@ -14,6 +14,7 @@ from actjax import training
 from actjax._checks import check_positive
 from actjax.tasks import sudoku
 from actjax.tasks.sudoku import Puzzles
+from actjax.training import sharding
 from experiments import data, record, run, stopping
 from experiments.data import sudoku as files
 from experiments.options import (
@@ -36,6 +37,7 @@ from experiments.reasoners import (
     supervised,
 )
 from experiments.show import sudoku as show
+from experiments.sweep import set_cpu_devices
 from experiments.task import Task
 
 RULES = {"recursive": "threshold", "transformer": "threshold", "act": "graves"}
@@ -118,6 +120,8 @@ PRESETS = {
 def main(argv: list[str]):
     """Trains a network, measures it, draws its figures and prints a table."""
     options = parse("sudoku", PRESETS, argv, check)
+    if options.devices > 1:
+        set_cpu_devices(options.devices)
     summary, folder = train(options)
     found, most = summary["evaluation"], options.max_steps
     row = {
@@ -150,7 +154,10 @@ def check(options: Sudoku):
         check_positive(name, getattr(options, name))
     for name in ("puzzles", "cooldown"):
         require(getattr(options, name) >= 0, name, "at least 0", getattr(options, name))
-    require(options.devices == 1, "devices", "1: lanes are recycled on one", options.devices)
+    shared = rule_of(options) == "threshold"
+    require(shared or options.devices == 1, "devices", "1 under this rule", options.devices)
+    divides = options.devices > 0 and options.batch_size % options.devices == 0
+    require(divides, "devices", f"a divisor of batch_size = {options.batch_size}", options.devices)
     require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)
     for name in ("weight", "weight_decay"):
         require(getattr(options, name) >= 0, name, "at least 0", getattr(options, name))
@@ -183,7 +190,9 @@ def train(options: Sudoku) -> tuple[dict[str, Any], pathlib.Path]:
     place = f"{parts['train'].size}x{parts['train'].size}-{label(options)}-seed{options.seed}"
     folder = options.out or pathlib.Path("runs") / "sudoku" / place
     config = as_json("sudoku", options) | {"data_sha256": sha256(parts)}
-    run.claim(folder, config, options, free=() if options.cooldown else ("steps",))
+    run.claim(
+        folder, config, options, free=("devices",) if options.cooldown else ("devices", "steps")
+    )
     with run.interruptible(folder):
         model = fit(options, parts["train"], folder)
     traced = pick(options, "max_steps") | {"rule": rule_of(options)}
@@ -239,7 +248,8 @@ def sha256(parts: dict[str, Puzzles]) -> str:
 
 def fit(options: Sudoku, puzzles: Puzzles, folder: pathlib.Path | None) -> nnx.Module:
     """Trains a network, or goes on with that in `folder`: the network of averaged weights."""
-    train_step, state = make_member(options, puzzles)
+    mesh = run.make_mesh(options.devices)
+    train_step, state = make_member(options, puzzles, mesh)
     state = training.fit(
         train_step,
         state,
@@ -249,7 +259,8 @@ def fit(options: Sudoku, puzzles: Puzzles, folder: pathlib.Path | None) -> nnx.M
         **pick(options, *PACE),
         description=f"sudoku {label(options)}",
     )
-    return training.averaged_model(state, options.average)
+    model = training.averaged_model(state, options.average)
+    return model if mesh is None else sharding.one_copy(model)
 
 
 def restore(folder: pathlib.Path) -> tuple[Sudoku, nnx.Module, dict[str, Puzzles]]:
@@ -258,14 +269,15 @@ def restore(folder: pathlib.Path) -> tuple[Sudoku, nnx.Module, dict[str, Puzzles
     config = record.read_json(folder / run.CONFIG)
     known = {field.name for field in dataclasses.fields(Sudoku)}
     options = Sudoku(**{name: value for name, value in config.items() if name in known})
+    options = dataclasses.replace(options, devices=1)  # of which this machine may have no more
     parts = load(options)
     here = sha256(parts)
     require(here == config["data_sha256"], "data", "the puzzles of the run", here)
     return options, fit(options, parts["train"], folder), parts  # there is nothing left to train
 
 
-def make_member(options: Sudoku, puzzles: Puzzles):
-    """The training step of a rule, and the state that it starts from."""
+def make_member(options: Sudoku, puzzles: Puzzles, mesh: jax.sharding.Mesh | None = None):
+    """The training step of a rule, and the state that it starts from; lanes shared by `mesh`."""
     warm = optax.warmup_constant_schedule(0.0, options.learning_rate, options.warmup)
     left = lambda n: 1.0 if not options.cooldown else (options.steps - n) / options.cooldown
     rate = lambda n: warm(n) * jax.numpy.minimum(1.0, left(n))
@@ -275,10 +287,10 @@ def make_member(options: Sudoku, puzzles: Puzzles):
     model, rule = make_model(options, puzzles.size), rule_of(options)
     if rule == "threshold":
         start = lambda model, batch: model.start(batch.inputs)
-        limits = pick(options, "max_steps", "explore")
+        limits = pick(options, "max_steps", "explore") | {"mesh": mesh}
         step = training.make_recycled_step(sample, supervised, optimizer, start=start, **limits)
         key = run.evaluation.evaluation_key(options.seed)
-        state = training.init_recycled(model, optimizer, sample, start, key, puzzles)
+        state = training.init_recycled(model, optimizer, sample, start, key, puzzles, mesh=mesh)
     else:
         loss_fn = make_pondered(rule, **pick(options, "max_steps", "weight", "lanes"))
         step = training.make_train_step(sample, loss_fn, optimizer)
