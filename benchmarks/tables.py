@@ -221,7 +221,7 @@ def recursive(results: dict) -> str:
         f"\nEach at its best size, {found}. Lanes over batches of as many, of the steps of a "
         f"batch's slowest board over the mean, which is all there is to gain: {gains}."
     )
-    lines += ["\n| an update of deep supervision | ms | over actjax |", "|" + "---|" * 3]
+    lines += ["\n| an update of deep supervision | ms | over actjax's fastest |", "|" + "---|" * 3]
     for row in results["training"]:
         cells = row["contender"], short(row["ms"]), f"{row['over_actjax']:.2f}"
         lines.append(line(cells))
