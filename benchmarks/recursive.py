@@ -53,7 +53,6 @@ ALWAYS, WHOLE, LANES = "always", "until all are done", "lanes"
 
 
 def main(argv: list[str] | None = None):
-    jax.config.update("jax_num_cpu_devices", machine()["cores"])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=pathlib.Path, help="folder of a run of experiments sudoku")
     parser.add_argument("--boards", type=int, default=1024, help="the test boards, repeated")
@@ -318,4 +317,5 @@ def _text(value):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", machine()["cores"])
     main()
