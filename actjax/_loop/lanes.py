@@ -1,4 +1,4 @@
-"""One iteration of the adaptive loop, forward and transposed. No loops.
+"""The iterations of the adaptive loop, forward and transposed. No loops over them.
 
 Forward, every lane takes one ponder step on its own input; backward, the same iteration is undone
 from its record. An idle lane computes too. Nothing it does is written, but a cotangent of zero that
@@ -122,7 +122,7 @@ def told_pack(plan: Plan, data: Data) -> Pack:
     row = lambda leaf: jax.ShapeDtypeStruct((plan.lanes, *leaf.shape[1:]), leaf.dtype)
     told = Told(list(map(row, data.state)), weight, extra, None if plan.layers else n)
     exact = plan.halt_dtype if plan.max_steps < 1 << 24 else None
-    return Pack(told, plan.lanes, together=plan.together, counts_as=exact)
+    return Pack(told, plan.lanes, together=plan.accelerated, counts_as=exact)
 
 
 def kept_pack(plan: Plan) -> Pack:
@@ -131,7 +131,7 @@ def kept_pack(plan: Plan) -> Pack:
     last = jax.ShapeDtypeStruct(n.shape, bool)
     registers = jax.eval_shape(plan.rule.start, jax.ShapeDtypeStruct(n.shape, plan.halt_dtype))
     kept = Record(n, n, last, registers), plan.split.residuals
-    return Pack(kept, plan.lanes, together=plan.together)
+    return Pack(kept, plan.lanes, together=plan.accelerated)
 
 
 def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
@@ -206,6 +206,39 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
         taken=taken,
     )
     return lanes, emitted, record, residuals
+
+
+def advance_block(
+    plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes, *, tell: bool = True
+):
+    """Takes `plan.block` steps on every lane: ``(lanes, outputs, kept)``.
+
+    What the iterations have to tell and to keep is written once for all of them.
+
+    Args:
+      tell: whether the outputs are written.
+
+    Returns:
+      The registers, the outputs and, as `kept_pack` lays it, ``[block, lanes, ...]`` each, what
+      `retreat` needs to know of the iterations.
+    """
+    kept, told, laid = [], [], kept_pack(plan)
+    for _ in range(plan.block):
+        lanes, emitted, record, residuals = advance(plan, fixed, data, outputs, lanes)
+        kept.append(laid.pack((record, residuals)))
+        if tell and plan.layers:  # the next iteration looks at them
+            outputs = emit(plan, data, outputs, emitted)
+        told.append(emitted)
+    if tell and not plan.layers:
+        outputs = emit(plan, data, outputs, _joined(told))
+    return lanes, outputs, [jnp.stack(rows) for rows in zip(*kept, strict=True)]
+
+
+def _joined(trees: list) -> Any:
+    """The rows of trees alike, one tree after the other."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
 def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[tuple, tuple]:
@@ -305,6 +338,39 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
     return back, d_states
 
 
+def retreat_block(
+    plan: Plan,
+    fixed: list,
+    data: Data,
+    outputs: Outputs | None,
+    d_told: Told,
+    d_layers: list,
+    kept: list,
+    back: Cotangents,
+):
+    """Undoes the iterations that are `kept`, the last first: ``(back, pending)``, as `retreat`.
+
+    Args:
+      kept: what `advance_block` kept of each, in their order.
+
+    Returns:
+      The registers, and the pending arrays of the iterations in the order of `kept`.
+    """
+    pending, done, laid = [], [], kept_pack(plan)
+    for k in reversed(range(plan.block)):
+        record, residuals = laid.unpack(kept[k])
+        back, new, x = retreat(
+            plan, fixed, data, outputs, d_told, d_layers, record, residuals, back
+        )
+        pending.insert(0, new)
+        done.append(x)
+    if not plan.resident:
+        at, rows = _joined(done)
+        d_xs = [plan.put(d, at, of_input) for d, of_input in zip(back.xs, rows, strict=True)]
+        back = back._replace(xs=d_xs)
+    return back, pending
+
+
 def retreat(
     plan: Plan,
     fixed: list,
@@ -325,8 +391,9 @@ def retreat(
       back: the registers after the iterations that came later.
 
     Returns:
-      The registers, and what the weights' cotangents need of this iteration: the pending arrays of
-      `SplitStep` or, where rows cannot be batched, the cotangents themselves.
+      The registers; what the weights' cotangents need of this iteration, the pending arrays of
+      `SplitStep` or, where rows cannot be batched, the cotangents themselves; and, unless inputs
+      stay on their lanes, the positions whose first step it was and the cotangents of their inputs.
     """
     live = record.position < plan.idle
     first = record.n == 1
@@ -368,8 +435,7 @@ def retreat(
         d_xs = add(d_xs, dx)
     else:
         d_x = add(select(record.last, zeros(d_x), d_x), dx)
-        at = jnp.where(first, record.position, plan.idle)
-        d_xs = [plan.put(d, at, rows) for d, rows in zip(d_xs, d_x, strict=True)]
+    done = jnp.where(first, record.position, plan.idle), d_x
     if plan.queued:
         begun = live & first & (record.position % plan.time == 0)
         at = jnp.where(begun, record.position // plan.time, plan.batch)
@@ -378,7 +444,7 @@ def retreat(
         d_state = select(begun, zeros(d_state), d_state)
         d_own = select(begun, zeros(d_own), d_own)
     rest = d_x, d_xs, d_initial, d_own, d_below, d_begin
-    return Cotangents(d_registers, d_state, d_mean, *rest), pending
+    return Cotangents(d_registers, d_state, d_mean, *rest), pending, done
 
 
 def _add_known(sums: list, others: list) -> list:

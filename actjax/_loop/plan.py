@@ -13,7 +13,8 @@ from actjax._loop.rows import blank, is_float, like_inputs, per_row
 from actjax._loop.transpose import SplitStep
 from actjax.halting import Rule, halting_dtype
 
-_LATE_ROWS = 512  # rows of one product of the weight cotangents
+_LATE_ROWS = {True: 4096, False: 512}  # of one product of the weight cotangents, by `accelerated`
+_BLOCK = 4  # iterations between two looks at whether all is done, where looking costs launches
 _LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would be felt
 _FEW_LANES = 64  # of which each may look at all
 _SEGMENT_BASE = 16
@@ -45,9 +46,11 @@ class Plan:
       rule: when an input's steps end, and with what weights.
       averaged: which of the state's floats leave their mean behind; the others leave their last.
       layers: whether inputs leave all their states behind, for the next input's steps to look at.
-      together: whether what an iteration writes lies side by side; see `Pack`.
+      accelerated: whether what an iteration launches costs more than what it copies: what it writes
+        lies side by side (see `Pack`), and buffers begin with whatever was there.
       late: the step of `chunk` iterations' rows at once; None if the step does not allow it, and
         weight cotangents are added up at every iteration.
+      block: iterations between two looks at whether all is done; `chunk` is a multiple.
       segment: iterations whose residuals are kept at a time.
       segments: how many segments the longest run has.
     """
@@ -57,11 +60,12 @@ class Plan:
     rule: Rule
     averaged: tuple[bool, ...]
     layers: bool
-    together: bool
+    accelerated: bool
     batch: int
     time: int
     lanes: int
     max_steps: int
+    block: int
     chunk: int
     segment: int
     segments: int
@@ -150,9 +154,12 @@ def make_plan(
             min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
         )
     segment = min(segment, bound)
-    chunk = min(max(1, _LATE_ROWS // lanes), segment)
+    accelerated, least = _accelerated(), math.ceil(batch * time / lanes)
+    block = max(1, min(_BLOCK, least // 8)) if accelerated else 1
+    chunk = min(max(1, _LATE_ROWS[accelerated] // lanes), segment)
     if sum(leaf.size for leaf in data.weights) >= _LARGE:
-        chunk = min(chunk, math.ceil(batch * time / lanes))  # full after one step an input
+        chunk = min(chunk, least)  # full after one step an input
+    chunk = math.ceil(chunk / block) * block
     segment = math.ceil(segment / chunk) * chunk
     late = None
     if split.by_rows:
@@ -163,11 +170,11 @@ def make_plan(
         else:
             late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
-    static = batch, time, lanes, max_steps, chunk, segment, segments
-    return Plan(split, late, rule, averaged, layers, _together(), *static)
+    static = batch, time, lanes, max_steps, block, chunk, segment, segments
+    return Plan(split, late, rule, averaged, layers, accelerated, *static)
 
 
-def _together() -> bool:
+def _accelerated() -> bool:
     """Measured on two cores: side by side, loops are 1.05 to 1.2 times as slow, by the copies."""
     return jax.default_backend() != "cpu"
 
