@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import actjax
-from actjax._loop import plan
+from actjax._loop import devices, plan
 from actjax._loop.pack import Pack
 from tests.test_unroll import assert_trees_close
 
@@ -52,7 +52,7 @@ def writes(jaxpr, looping=False):
 )
 def test_an_iteration_writes_few_arrays(monkeypatch, kind, options, scatters):
     """Forward a record, its residuals, results; backward what late products need, the inputs'."""
-    monkeypatch.setattr(plan, "_together", lambda: True)
+    monkeypatch.setattr(devices, "accelerated", lambda: True)
     traced = jax.make_jaxpr(differentiate)(model(kind, **options), XS)
     found = writes(traced.jaxpr)
     assert found["dynamic_update_slice"] <= 4 and found["scatter"] <= scatters
@@ -64,7 +64,7 @@ def test_an_iteration_writes_few_arrays(monkeypatch, kind, options, scatters):
 def test_side_by_side_are_the_same_numbers(monkeypatch, kind, options):
     results = []
     for together in (False, True):
-        monkeypatch.setattr(plan, "_together", lambda: together)  # noqa: B023
+        monkeypatch.setattr(devices, "accelerated", lambda: together)  # noqa: B023
         results.append(jax.jit(lambda *given: differentiate(*given))(model(kind, **options), XS))
     assert_trees_close(results[1], results[0], 1e-6)
 

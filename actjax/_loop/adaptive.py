@@ -173,7 +173,8 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     is_blank = lambda d: isinstance(d, SymbolicZero)
     told = jax.tree.map(filled, (d_told.remainder, d_told.extra), is_leaf=is_blank)
     d_told = Told(d_states, *told, None)
-    laid, handed_on = kept_pack(plan), Pack(plan.split.pending, plan.lanes, together=plan.accelerated)
+    laid = kept_pack(plan)
+    handed_on = Pack(plan.split.pending, plan.lanes, together=plan.accelerated, most=1 << 20)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the

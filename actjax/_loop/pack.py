@@ -25,13 +25,22 @@ class Pack:
       shapes: of the arrays that they are packed into, each of some ``[rows, columns]``.
     """
 
-    def __init__(self, like: Any, rows: int, *, together: bool, counts_as: Any = None):
+    def __init__(
+        self,
+        like: Any,
+        rows: int,
+        *,
+        together: bool,
+        counts_as: Any = None,
+        most: int | None = None,
+    ):
         leaves, self._tree = jax.tree.flatten(like)
         self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         groups = {}
         for i, leaf in enumerate(self._leaves):
             key = i
-            if together and leaf.shape[:1] == (rows,):
+            small = most is None or leaf.size * leaf.dtype.itemsize <= most
+            if together and small and leaf.shape[:1] == (rows,):
                 key = jnp.dtype(_kept_as(leaf, counts_as))
             groups.setdefault(key, []).append(i)
         self._groups = list(groups.items())

@@ -85,6 +85,7 @@ class SplitStep:
         first: jax.Array,
         *,
         read: Sequence[bool],
+        once: bool = False,
     ):
         eqns, consts, inputs, outputs = _trace(step, weights, state, x, first)
         self._weights, self._state, self._x, self._first, self._cotangents = inputs
@@ -128,6 +129,8 @@ class SplitStep:
         kept = {*self._weights, *consts, *self._x, self._first, *self._residuals, *self._pending}
         self._late = self._slice(self._d_weights, kept)
 
+        written = self._pending if once else []
+        self._once = frozenset(v for v in written if is_variable(v) and is_float(v.aval))
         self.halt_dtype = self._halt.aval.dtype
         self.residuals = [shape_of(v) for v in self._residuals]
         self.pending = [shape_of(v) for v in self._pending]
@@ -160,7 +163,7 @@ class SplitStep:
         """Takes the step: ``(new_state, halt, residuals)``."""
         env = self._environment(fixed, x, first)
         env.update(zip(self._state, state, strict=True))
-        evaluate(self._forward, env)
+        evaluate(self._forward, env, self._once)
         (halt,) = values([self._halt], env)
         return values(self._new_state, env), halt, values(self._residuals, env)
 
@@ -183,7 +186,7 @@ class SplitStep:
         """
         d_halt = d_halt.astype(self.halt_dtype)
         env = {**recovered, **dict(zip(self._cotangents, [*d_state, d_halt], strict=True))}
-        evaluate(self._whole if with_weights else self._backward, env)
+        evaluate(self._whole if with_weights else self._backward, env, self._once)
         handed_on = self._d_weights if with_weights else self._pending
         return values(self._d_state, env), values(self._d_x, env), values(handed_on, env)
 
