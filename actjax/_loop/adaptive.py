@@ -28,20 +28,22 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from actjax._layers import Layers
-from actjax._loop.lanes import (
-    Told,
+from actjax._loop.blocks import (
     advance_block,
-    final_state,
     kept_pack,
-    no_outputs,
-    read_outputs,
+    pending_pack,
     retreat_block,
-    start,
-    start_back,
     weight_cotangents,
 )
+from actjax._loop.lanes import (
+    Told,
+    final_state,
+    no_outputs,
+    read_outputs,
+    start,
+    start_back,
+)
 from actjax._loop.once import in_forward_only, in_reverse_only
-from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
 from actjax._loop.rows import add, averaged, blank, empty, is_float, like_inputs, select, vary
 from actjax.halting import Ponder, halting_dtype
@@ -173,8 +175,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     is_blank = lambda d: isinstance(d, SymbolicZero)
     told = jax.tree.map(filled, (d_told.remainder, d_told.extra), is_leaf=is_blank)
     d_told = Told(d_states, *told, None)
-    laid = kept_pack(plan)
-    handed_on = Pack(plan.split.pending, plan.lanes, together=plan.accelerated, most=1 << 20)
+    laid, handed_on = kept_pack(plan), pending_pack(plan)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the

@@ -1,4 +1,4 @@
-"""The iterations of the adaptive loop, forward and transposed. No loops over them.
+"""One iteration of the adaptive loop, forward and transposed. No loops.
 
 Forward, every lane takes one ponder step on its own input; backward, the same iteration is undone
 from its record. An idle lane computes too. Nothing it does is written, but a cotangent of zero that
@@ -125,15 +125,6 @@ def told_pack(plan: Plan, data: Data) -> Pack:
     return Pack(told, plan.lanes, together=plan.accelerated, counts_as=exact)
 
 
-def kept_pack(plan: Plan) -> Pack:
-    """How a `Record` and the step's residuals are laid."""
-    n = jax.ShapeDtypeStruct((plan.lanes,), jnp.int32)
-    last = jax.ShapeDtypeStruct(n.shape, bool)
-    registers = jax.eval_shape(plan.rule.start, jax.ShapeDtypeStruct(n.shape, plan.halt_dtype))
-    kept = Record(n, n, last, registers), plan.split.residuals
-    return Pack(kept, plan.lanes, together=plan.accelerated)
-
-
 def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
     rows = plan.output_rows
     like = lambda leaf: blank(zero, (rows, *leaf.shape[1:]), leaf.dtype)
@@ -152,7 +143,7 @@ def read_outputs(plan: Plan, data: Data, outputs: Outputs) -> Told:
     return told._replace(steps=outputs.count) if plan.layers else told
 
 
-def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
+def inputs_at(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
     """What the step is given beside its state: x and, with layers, those below, their count, n."""
     x = [plan.take(leaf, position) for leaf in data.xs]
     if not plan.layers:
@@ -169,7 +160,7 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     """
     live = lanes.left > 0
     n = lanes.n + 1
-    x = _inputs(plan, data, outputs, lanes.position, n)
+    x = inputs_at(plan, data, outputs, lanes.position, n)
     new, halt, residuals = plan.split.forward(fixed, lanes.state, x, n == 1)
     halt = halt.astype(plan.halt_dtype)
     last = plan.rule.decide(lanes.registers, n, halt) | (n >= plan.max_steps)
@@ -206,39 +197,6 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
         taken=taken,
     )
     return lanes, emitted, record, residuals
-
-
-def advance_block(
-    plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes, *, tell: bool = True
-):
-    """Takes `plan.block` steps on every lane: ``(lanes, outputs, kept)``.
-
-    What the iterations have to tell and to keep is written once for all of them.
-
-    Args:
-      tell: whether the outputs are written.
-
-    Returns:
-      The registers, the outputs and, as `kept_pack` lays it, ``[block, lanes, ...]`` each, what
-      `retreat` needs to know of the iterations.
-    """
-    kept, told, laid = [], [], kept_pack(plan)
-    for _ in range(plan.block):
-        lanes, emitted, record, residuals = advance(plan, fixed, data, outputs, lanes)
-        kept.append(laid.pack((record, residuals)))
-        if tell and plan.layers:  # the next iteration looks at them
-            outputs = emit(plan, data, outputs, emitted)
-        told.append(emitted)
-    if tell and not plan.layers:
-        outputs = emit(plan, data, outputs, _joined(told))
-    return lanes, outputs, [jnp.stack(rows) for rows in zip(*kept, strict=True)]
-
-
-def _joined(trees: list) -> Any:
-    """The rows of trees alike, one tree after the other."""
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
 def _update(plan: Plan, before: tuple, new: list, halt, n, last, live) -> tuple[tuple, tuple]:
@@ -338,39 +296,6 @@ def start_back(plan: Plan, data: Data, d_final: list, d_states: list, zero: jax.
     return back, d_states
 
 
-def retreat_block(
-    plan: Plan,
-    fixed: list,
-    data: Data,
-    outputs: Outputs | None,
-    d_told: Told,
-    d_layers: list,
-    kept: list,
-    back: Cotangents,
-):
-    """Undoes the iterations that are `kept`, the last first: ``(back, pending)``, as `retreat`.
-
-    Args:
-      kept: what `advance_block` kept of each, in their order.
-
-    Returns:
-      The registers, and the pending arrays of the iterations in the order of `kept`.
-    """
-    pending, done, laid = [], [], kept_pack(plan)
-    for k in reversed(range(plan.block)):
-        record, residuals = laid.unpack(kept[k])
-        back, new, x = retreat(
-            plan, fixed, data, outputs, d_told, d_layers, record, residuals, back
-        )
-        pending.insert(0, new)
-        done.append(x)
-    if not plan.resident:
-        at, rows = _joined(done)
-        d_xs = [plan.put(d, at, of_input) for d, of_input in zip(back.xs, rows, strict=True)]
-        back = back._replace(xs=d_xs)
-    return back, pending
-
-
 def retreat(
     plan: Plan,
     fixed: list,
@@ -397,7 +322,7 @@ def retreat(
     """
     live = record.position < plan.idle
     first = record.n == 1
-    x = _inputs(plan, data, outputs, record.position, record.n)
+    x = inputs_at(plan, data, outputs, record.position, record.n)
     halt, terms, recovered = plan.split.recover(fixed, residuals, x, first)
     halted = record.last & live
 
@@ -451,16 +376,3 @@ def _add_known(sums: list, others: list) -> list:
     """The sums with those of the others that are not None."""
     pairs = zip(sums, others, strict=True)
     return [a if b is None else a + b.astype(a.dtype) for a, b in pairs]
-
-
-def weight_cotangents(
-    plan: Plan, data: Data, outputs: Outputs | None, record: Record, residuals: list, pending: list
-) -> list:
-    """The weights' cotangents, summed over a chunk of iterations, ``[chunk, L, ...]`` each."""
-    flat = lambda tree: jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), tree)
-    record, residuals, pending = flat((record, residuals, pending))
-    if plan.resident:
-        tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))
-        data = data._replace(xs=list(map(tile, data.xs)))
-    x = _inputs(plan, data, outputs, record.position, record.n)
-    return plan.late.late(data.weights, residuals, x, record.n == 1, pending)

@@ -18,6 +18,8 @@ class Pack:
       like: pytree of arrays or shapes.
       rows: those that lead with so many rows are laid together, the others lie apart.
       together: whether any are.
+      most: bytes beyond which an array lies apart, as where a product reads it: out of columns it
+        would have to be copied.
       counts_as: a float dtype in which to keep integers of which a row has one; they have to be
         below 2^24.
 
@@ -31,15 +33,15 @@ class Pack:
         rows: int,
         *,
         together: bool,
+        most: float = math.inf,
         counts_as: Any = None,
-        most: int | None = None,
     ):
         leaves, self._tree = jax.tree.flatten(like)
         self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         groups = {}
         for i, leaf in enumerate(self._leaves):
             key = i
-            small = most is None or leaf.size * leaf.dtype.itemsize <= most
+            small = leaf.size * leaf.dtype.itemsize <= most
             if together and small and leaf.shape[:1] == (rows,):
                 key = jnp.dtype(_kept_as(leaf, counts_as))
             groups.setdefault(key, []).append(i)

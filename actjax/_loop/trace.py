@@ -61,7 +61,7 @@ def evaluate(eqns, env: dict, once: frozenset = frozenset()) -> None:
     """Runs the equations in the order given; `env` has the values of variables, and gets theirs.
 
     Args:
-      once: variables that are not worked out again by each that reads them.
+      once: variables that compilers are not to work out again for each that reads them.
     """
     for eqn in eqns:
         with eqn.ctx.manager:

@@ -68,8 +68,11 @@ class SplitStep:
       weights, state, x, first: example arguments; all but the weights lead with the row axis.
       read: which of the new state's floats `recover` is to give back, beside the halting
         probability.
+      once: whether what is handed on to `late` is worked out once and read from there on; a
+        compiler may find it cheaper to repeat it for each that reads it.
 
     Attributes:
+      equations: how many the step and its transpose have.
       residuals, pending: shapes and dtypes of what is kept at every iteration.
       by_rows: whether `late` may be given the rows of many iterations as one batch.
       finite_at_zero: whether `late` may be given rows that were never written, zeros. Elsewhere
@@ -90,7 +93,7 @@ class SplitStep:
         eqns, consts, inputs, outputs = _trace(step, weights, state, x, first)
         self._weights, self._state, self._x, self._first, self._cotangents = inputs
         self._new_state, self._halt, self._d_weights, self._d_state, self._d_x = outputs
-        self._eqns, self._consts = eqns, consts
+        self._eqns, self._consts, self.equations = eqns, consts, len(eqns)
         self._producer = {v: eqn for eqn in eqns for v in eqn.outvars}
 
         # What depends on the weights alone; broadcasts stay where they are used.
@@ -129,8 +132,7 @@ class SplitStep:
         kept = {*self._weights, *consts, *self._x, self._first, *self._residuals, *self._pending}
         self._late = self._slice(self._d_weights, kept)
 
-        written = self._pending if once else []
-        self._once = frozenset(v for v in written if is_variable(v) and is_float(v.aval))
+        self._once = frozenset(self._pending if once else ())
         self.halt_dtype = self._halt.aval.dtype
         self.residuals = [shape_of(v) for v in self._residuals]
         self.pending = [shape_of(v) for v in self._pending]
@@ -163,7 +165,7 @@ class SplitStep:
         """Takes the step: ``(new_state, halt, residuals)``."""
         env = self._environment(fixed, x, first)
         env.update(zip(self._state, state, strict=True))
-        evaluate(self._forward, env, self._once)
+        evaluate(self._forward, env)
         (halt,) = values([self._halt], env)
         return values(self._new_state, env), halt, values(self._residuals, env)
 
