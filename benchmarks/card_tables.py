@@ -1,4 +1,4 @@
-"""The tables of a card: `accelerator.py` and `kernel_check.py`."""
+"""The tables of a card: `accelerator.py`, `launches.py` and `kernel_check.py`."""
 
 from benchmarks.table_parts import head, line, short
 
@@ -55,6 +55,23 @@ def _on_card(row: dict) -> str:
     over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
     cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
     return line((*cells, launches, busy))
+
+
+def launches(results: dict) -> str:
+    """What a training step launches and moves, as it is compiled, beside the plain network's."""
+    plain = {row["name"]: row for row in results["rows"] if row["way"] == "plain"}
+    titles = "launches an iteration", "MB an iteration", "launches a step", "MB a step"
+    lines = head(("setting", "loop", *titles, "launches / (N × plain)", "MB / (N × plain)"))
+    for row in results["rows"]:
+        cells = [row["name"], row["way"]]
+        cells += [short(row[unit]) for unit in ("launches", "megabytes")]
+        cells += [f"{row[f'{unit} a step']:,.0f}" for unit in ("launches", "megabytes")]
+        for unit in ("launches", "megabytes"):
+            known = row["way"] != "plain" and row["name"] in plain
+            least = results["ponder"] * plain[row["name"]][f"{unit} a step"] if known else None
+            cells.append(f"{row[f'{unit} a step'] / least:.2f}" if known else "")
+        lines.append(line(cells))
+    return "\n" + "\n".join(lines)
 
 
 def kernel(results: dict) -> str:

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None):
         rows += [counted(name, way) for way in arguments.ways if (name, way) != ("lfact", "plain")]
     print_table("A training step, from the program compiled for an H200", [cells(r) for r in rows])
     given = {name: str(value) for name, value in vars(arguments).items()}
-    write(arguments.out, given, versions=environment()["versions"], rows=rows)
+    write(arguments.out, given, versions=environment()["versions"], ponder=PONDER, rows=rows)
 
 
 def counted(name: str, way: str) -> dict:

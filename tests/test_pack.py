@@ -81,7 +81,7 @@ def test_iterations_write_few_arrays(as_accelerated, kind, options, scatters):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("lstm", {"lanes": 2}), ("gru", {}), ("gru", {"dtype": jnp.bfloat16}), ("lfact", {})],
+    [("lstm", {"lanes": 2}), ("gru", {"dtype": jnp.bfloat16}), ("lfact", {})],
 )
 def test_side_by_side_are_the_same_numbers(as_accelerated, kind, options):
     """In blocks of four iterations, a queue served within them; of what LFACT makes in twos."""
