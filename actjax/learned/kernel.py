@@ -22,25 +22,35 @@ from actjax.learned.network import CoordinatewiseLSTM
 
 WIDTH = 128  # columns a program
 WARPS = 4
+LEAST = 16  # rows of what is multiplied
 
 
 class _Sizes(NamedTuple):
-    """Of a network: U units, X inputs of the first layer."""
+    """Of a network of U units and its tiles."""
 
-    units: int
+    units: int  # U
     layers: int
     moments: int  # rows of the memory before the first cell
-    features: int  # X
-    tile: int  # rows of a tile of units
-    own: int  # rows of an operand: U hidden, X inputs in the first layer, a one
+    chunks: tuple[tuple[int, int], ...]  # the units in tiles: their first, and how many
+    own: int  # rows of a layer's own operand: hidden, the first layer's inputs, a one
+
+    @property
+    def rows(self) -> int:
+        """Of a layer's weights: 4 gates of all chunks."""
+        return 4 * sum(count for _, count in self.chunks)
 
 
 def sizes_of(network: CoordinatewiseLSTM) -> _Sizes:
     units = network.hidden_features
-    features = PREPROCESS[network.preprocess] + network.see_params + network.see_scale
-    own = max(16, pl.next_power_of_2(units + features + 1))
-    tile = max(16, pl.next_power_of_2(units))
-    return _Sizes(units, len(network.kernels), network.moment_rows, features, tile, own)
+    inputs = PREPROCESS[network.preprocess] + network.see_params + network.see_scale
+    own = max(LEAST, pl.next_power_of_2(units + inputs + 1))
+    chunks, first = [], 0
+    while first < units:
+        left = units - first
+        count = 1 << left.bit_length() - 1 if left >= LEAST else max(4, pl.next_power_of_2(left))
+        chunks.append((first, count))
+        first += count
+    return _Sizes(units, len(network.kernels), network.moment_rows, tuple(chunks), own)
 
 
 def step(network, memory, update, gradient, seen, ok, first: int, end: int, *, interpret: bool):
@@ -69,7 +79,7 @@ def step(network, memory, update, gradient, seen, ok, first: int, end: int, *, i
     names = [*read, *(f"{name}_in" for name in alias), "memory", "update"]
 
     def body(*refs):
-        _columns(network, size, dict(zip(names, refs, strict=True)), first, end)
+        _columns(network, size, dict(zip(names, refs, strict=True)), first, end, interpret=interpret)
 
     whole = pl.BlockSpec(memory_space=pl.ANY)  # a program reads and writes where its columns are
     name = "actjax_optimizer"
@@ -90,24 +100,37 @@ def step(network, memory, update, gradient, seen, ok, first: int, end: int, *, i
 
 
 def _weights(network: CoordinatewiseLSTM, size: _Sizes) -> jax.Array:
-    """Blocks [tile, own], one above the other: of a layer's gates those that meet its own operand,
-    (hidden, inputs or nothing, one), and then, from the second layer on, those of the layer below.
+    """Of one layer after the other the gates [rows, columns]: chunk by chunk, of each all four.
+
+    Columns are those of its own operand, then those of the chunks of the layer below.
     """
-    blocks = []
+    layers = []
     for layer, kernel in enumerate(network.kernels):
         gates = kernel[...].reshape(4, size.units, -1)
-        inputs = gates.shape[-1] - size.units - 1
+        inputs = gates.shape[2] - size.units - 1
         given, hidden, one = jnp.split(gates, (inputs, inputs + size.units), axis=2)
-        parts = [[hidden, one], [given]] if layer else [[hidden, given, one]]
-        for part in parts:
-            block = jnp.concatenate(part, axis=2)
-            rest = size.tile - size.units, size.own - block.shape[2]
-            blocks.append(jnp.pad(block, ((0, 0), (0, rest[0]), (0, rest[1]))))
-    return jnp.concatenate(blocks).reshape(-1, size.own)
+        own = [hidden, one] if layer else [hidden, given, one]
+        columns = [_padded(jnp.concatenate(own, axis=2), 2, size.own)]
+        for first, count in size.chunks:
+            below = given[:, :, first : first + count] if layer else jnp.zeros((4, size.units, 0))
+            columns.append(_padded(below, 2, max(LEAST, count)))
+        gates = jnp.concatenate(columns, axis=2)
+        for first, count in size.chunks:
+            chunk = _padded(gates[:, first : first + count], 1, count)
+            layers.append(chunk.reshape(4 * count, -1))
+    return jnp.concatenate(layers)
 
 
-def _columns(network: CoordinatewiseLSTM, size: _Sizes, refs: dict, first: int, end: int):
+def _padded(array: jax.Array, axis: int, size: int) -> jax.Array:
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = 0, size - array.shape[axis]
+    return jnp.pad(array, widths)
+
+
+def _columns(network, size: _Sizes, refs: dict, first: int, end: int, *, interpret: bool):
     """What one program does."""
+    sigmoid = jax.nn.sigmoid if interpret else _sigmoid
+    tanh = lambda z: 2 * sigmoid(2 * z) - 1
     column = first + pl.program_id(0) * WIDTH + jnp.arange(WIDTH, dtype=jnp.int32)
     inside = column < end
     ok = triton.load(refs["ok"].at[jnp.int32(0)]) != 0
@@ -124,41 +147,36 @@ def _columns(network: CoordinatewiseLSTM, size: _Sizes, refs: dict, first: int, 
     direction = x[1] if network.preprocess == "adam" else None
     x = [*x, *(one(name) for name in ("params", "scale") if name in refs)]
 
-    row = jnp.arange(size.own, dtype=jnp.int32)
-    unit = jnp.arange(size.tile, dtype=jnp.int32)
-    mask = (unit < size.units)[:, None] & inside[None]
-    block = 0
-    below = None
+    h = []
     for layer in range(size.layers):
-        cell_row = size.moments + layer * size.units
-        hidden_row = size.moments + (size.layers + layer) * size.units
-        extra = [*(x if layer == 0 else []), jnp.ones(WIDTH, jnp.float32)]
-        operand = _tile(
-            refs["memory_in"], hidden_row + row, column, (row < size.units)[:, None] & inside[None]
-        )
-        for n, values in enumerate(extra):
+        cells, hiddens = (size.moments + (n + layer) * size.units for n in (0, size.layers))
+        row = span(size.own)
+        known = (row < size.units)[:, None] & inside[None]
+        operand = _tile(refs["memory_in"], hiddens + row, column, known)
+        for n, values in enumerate([*([] if layer else x), jnp.ones(WIDTH, jnp.float32)]):
             operand = jnp.where((row == size.units + n)[:, None], values[None], operand)
-        z = []
-        for gate in range(4):
-            rows = (block + gate) * size.tile + unit
-            total = _dot(_tile(refs["weights"], rows, row), operand)
-            if below is not None:
-                rows = (block + 4 + gate) * size.tile + unit
-                total = total + _dot(_tile(refs["weights"], rows, unit), below)
-            z.append(total)
-        block += 4 if below is None else 8
-        cell = _tile(refs["memory_in"], cell_row + unit, column, mask)
-        i, f, o, g = z
-        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * _tanh(g)
-        below = jax.nn.sigmoid(o) * _tanh(cell)
-        _put_tile(refs["memory"], cell_row + unit, column, cell, mask & ok)
-        _put_tile(refs["memory"], hidden_row + unit, column, below, mask & ok)
+        operands = [operand, *(_filled(tile) for tile in h)]
+        h, at = [], layer * size.rows
+        for first, count in size.chunks:
+            i, f, o, g = _gates(refs["weights"], at, count, operands)
+            at += 4 * count
+            unit = first + span(count)
+            mask = jnp.broadcast_to(inside[None], (count, WIDTH))
+            if first + count > size.units:
+                mask = mask & (unit < size.units)[:, None]
+            cell = _tile(refs["memory_in"], cells + unit, column, mask)
+            cell = sigmoid(f) * cell + sigmoid(i) * tanh(g)
+            h.append(sigmoid(o) * tanh(cell))
+            _put_tile(refs["memory"], cells + unit, column, cell, mask & ok)
+            _put_tile(refs["memory"], hiddens + unit, column, h[-1], mask & ok)
 
     def read_out(n):
-        weights = triton.load(
-            refs["read_out"].at[n * size.units + unit], mask=unit < size.units, other=0.0
-        )
-        return jnp.sum(weights[:, None] * below, axis=0)
+        total = 0.0
+        for (first, count), tile in zip(size.chunks, h, strict=True):
+            unit = first + span(count)
+            weights = _vector(refs["read_out"], n * size.units + unit, unit < size.units)
+            total = total + jnp.sum(weights[:, None] * tile, axis=0)
+        return total
 
     update = read_out(0)
     if direction is not None:
@@ -169,8 +187,44 @@ def _columns(network: CoordinatewiseLSTM, size: _Sizes, refs: dict, first: int, 
     triton.store(refs["update"].at[column], update, mask=inside)
 
 
-def _tanh(x):
-    return 2 * jax.nn.sigmoid(2 * x) - 1
+def _gates(weights, at, count, operands):
+    """The four gates [count, WIDTH] of a chunk whose weights begin at row `at`."""
+
+    def rows(begin, size):
+        total, column = 0.0, 0
+        for operand in operands:
+            tile = _tile(weights, begin + span(size), column + span(operand.shape[0]))
+            total = total + _dot(tile, operand)
+            column += operand.shape[0]
+        return total
+
+    if count < LEAST:
+        return jnp.split(rows(at, 4 * count), 4)
+    return [rows(at + gate * count, count) for gate in range(4)]
+
+
+def _sigmoid(z):
+    """From two instructions of the special function units; the usual ones add range checks."""
+    power = _asm("ex2.approx.ftz.f32", z * -math.log2(math.e))
+    return _asm("rcp.approx.ftz.f32", 1 + power)
+
+
+def _asm(instruction, x):
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    options = {"constraints": "=f,f", "pack": 1, "result_shape_dtypes": [like]}
+    return triton.elementwise_inline_asm(f"{instruction} $0, $1;", args=[x], **options)[0]
+
+
+def _filled(tile):
+    """A tile of at least LEAST rows: repeated, for weights that are zero from there on."""
+    count, width = tile.shape
+    if count >= LEAST:
+        return tile
+    return jnp.broadcast_to(tile[None], (LEAST // count, count, width)).reshape(LEAST, width)
+
+
+def span(count: int) -> jax.Array:
+    return jnp.arange(count, dtype=jnp.int32)
 
 
 def _dot(a, b):
