@@ -8,14 +8,15 @@ where it is asked for; without it a step is that of `columns`.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
+from jax.sharding import NamedSharding, PartitionSpec
 
 from actjax.learned.features import MOMENT_ROWS, PREPROCESS, adam_rows, log_sign_rows
 from actjax.learned.network import CoordinatewiseLSTM
@@ -53,50 +54,92 @@ def sizes_of(network: CoordinatewiseLSTM) -> _Sizes:
     return _Sizes(units, len(network.kernels), network.moment_rows, tuple(chunks), own)
 
 
-def step(network, memory, update, gradient, seen, ok, first: int, end: int, *, interpret: bool):
-    """Steps the columns from `first` to `end`: the memory and, where those were written, `update`.
+def advance(network, ok, memory, gradient, seen, *, interpret: bool = False):
+    """One step of all coordinates; arguments and results as in `columns.advance`.
 
     Args:
-      network: a CoordinatewiseLSTM in float32.
-      memory: float [rows, N].
-      update: float [N] that the updates are written into; None for a new one.
-      gradient: float32 [N].
-      seen: params and scales, float32 [N] or None.
-      ok: bool []. Without it memory stays and updates are zero.
       interpret: off a GPU.
     """
-    size = sizes_of(network)
-    read = {
-        "weights": _weights(network, size),
+    runs, update = network.runs(gradient.shape[0]), None
+    if len(runs) == 1:
+        arrays = _arrays(network, memory, None, gradient, seen, ok)
+        return _divisible(network, list(arrays), interpret)(*arrays.values())
+    for part, first, end in runs:
+        arrays = _arrays(part, memory, update, gradient, seen, ok)
+        memory, update = _launch(part, arrays, first, end, interpret)
+    return memory, update
+
+
+def _divisible(network, names: list[str], interpret: bool):
+    """`_launch` of all columns; on several devices, which XLA then asks for, each does its own."""
+
+    def launch(*arrays):
+        arrays = dict(zip(names, arrays, strict=True))
+        return _launch(network, arrays, 0, len(arrays["gradient"]), interpret)
+
+    def partition(mesh, given, wanted):
+        del wanted
+        spec = given[names.index("memory")].sharding.spec
+        columns = spec[1] if len(spec) > 1 else None
+        of_all = {name: (columns,) for name in ("gradient", "params", "scale", "update")}
+        of_all["memory"] = None, columns
+        place = lambda name: NamedSharding(mesh, PartitionSpec(*of_all.get(name, ())))
+        return mesh, launch, (place("memory"), place("update")), tuple(map(place, names))
+
+    axes = {"weights": "gates operands", "read_out": "outputs", "bias": "biases", "ok": "oks"}
+    axes["memory"] = "rows columns"
+    rule = ", ".join(axes.get(name, "columns") for name in names)
+    shared = "gates", "operands", "outputs", "biases", "oks", "rows"
+    shared = tuple(axis for axis in shared if axis in rule.replace(",", "").split())
+    step = custom_partitioning(launch)
+    step.def_partition(
+        partition,
+        sharding_rule=f"{rule} -> rows columns, columns",
+        need_replication_factors=shared,
+    )
+    return step
+
+
+def _arrays(network, memory, update, gradient, seen, ok) -> dict[str, jax.Array]:
+    """What `_launch` reads; `update`, where there is one, is written into."""
+    arrays = {
+        "weights": _weights(network, sizes_of(network)),
         "read_out": network.output_kernel[...].reshape(-1),
-        "gradient": gradient,
+        "bias": None if network.output_bias is None else network.output_bias[...][None],
         "ok": ok.astype(jnp.int32)[None],
+        "gradient": gradient,
+        "params": seen[0] if network.see_params else None,
+        "scale": seen[1] if network.see_scale else None,
+        "memory": memory,
+        "update": update,
     }
-    if network.output_bias is not None:
-        read["bias"] = network.output_bias[...][None]
-    read |= {n: v for n, v in zip(("params", "scale"), seen, strict=True) if v is not None}
-    alias = {"memory": memory} if update is None else {"memory": memory, "update": update}
-    names = [*read, *(f"{name}_in" for name in alias), "memory", "update"]
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _launch(network, arrays: dict[str, jax.Array], first: int, end: int, interpret: bool):
+    """Steps the columns from `first` to `end`: the memory and the updates, float [N]."""
+    size, written = sizes_of(network), ("memory", "update")
+    names = [f"{name}_in" if name in written else name for name in arrays] + [*written]
 
     def body(*refs):
-        _columns(network, size, dict(zip(names, refs, strict=True)), first, end, interpret=interpret)
+        refs = dict(zip(names, refs, strict=True))
+        _columns(network, size, refs, first, end, interpret=interpret)
 
     whole = pl.BlockSpec(memory_space=pl.ANY)  # a program reads and writes where its columns are
-    name = "actjax_optimizer"
-    return pl.pallas_call(
+    memory, gradient = arrays["memory"], arrays["gradient"]
+    place = list(arrays).index
+    memory, update = pl.pallas_call(
         body,
         grid=(pl.cdiv(end - first, WIDTH),),
-        in_specs=[whole] * (len(names) - 2),
+        in_specs=[whole] * len(arrays),
         out_specs=[whole] * 2,
-        out_shape=[
-            jax.ShapeDtypeStruct(memory.shape, memory.dtype),
-            jax.ShapeDtypeStruct(gradient.shape, gradient.dtype),
-        ],
-        input_output_aliases={len(read) + i: i for i in range(len(alias))},
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (memory, gradient)],
+        input_output_aliases={place(name): n for n, name in enumerate(written) if name in arrays},
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-        name=name,
-    )(*read.values(), *alias.values())
+        name="actjax_optimizer",
+    )(*arrays.values())
+    return memory, update
 
 
 def _weights(network: CoordinatewiseLSTM, size: _Sizes) -> jax.Array:
