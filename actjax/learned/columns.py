@@ -86,10 +86,9 @@ def _in_blocks(network, ok, memory, gradient, seen):
 def _kernel_for(network: Network, memory: jax.Array) -> ModuleType | None:
     """The module of the kernel; None where a step is not what it computes, or not where it can.
 
-    Devices that a mesh with explicit axes names, or some of whose axes are manual, are left to XLA,
-    which divides the plain step as its arrays are. It cannot divide a kernel; where it alone knows
-    how arrays lie (automatic axes), the kernel says how for one network, and is not taken for
-    several, whose runs are no parts of equal size.
+    XLA cannot divide a kernel. Arrays on a mesh whose axes are explicit or manual are left to the
+    plain step. Where XLA alone knows how arrays lie, the kernel says how to divide the columns of
+    one network, and is not taken for several, whose runs are no parts of equal size.
     """
     parts = list(network.networks) if isinstance(network, GroupedLSTM) else [network]
     alike = all(
@@ -99,10 +98,9 @@ def _kernel_for(network: Network, memory: jax.Array) -> ModuleType | None:
         for part in parts
     )
     dtypes = memory.dtype in (jnp.float32, jnp.bfloat16) and network.dtype == jnp.float32
-    kinds = set(jax.typeof(memory).sharding.mesh.axis_types)
-    one = kinds == {AxisType.Manual} or jax.device_count() == 1
-    placed = one or (kinds <= {AxisType.Auto} and len(parts) == 1)
-    if not (alike and dtypes and placed and AxisType.Explicit not in kinds and _has_triton()):
+    automatic = set(jax.typeof(memory).sharding.mesh.axis_types) <= {AxisType.Auto}
+    placed = automatic and (len(parts) == 1 or jax.device_count() == 1)
+    if not (alike and dtypes and placed and _has_triton()):
         return None
     try:
         return importlib.import_module("actjax.learned.kernel")

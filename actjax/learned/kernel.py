@@ -1,12 +1,15 @@
-"""The optimizer's step on a GPU: all that a coordinate does in one launch, its memory in place.
+"""The optimizer's step on a GPU: one launch that reads and writes a coordinate's memory once.
 
-Written in Pallas for Triton. A program has some columns of the memory. It holds a layer's operands
-and gates as tiles ``[units, columns]`` and goes through the layers, so that the memory is read and
-written once and nothing else is. Tiles are of powers of two: rows past the last unit are zeros,
-which the layers keep zero. JAX says that it will remove Pallas for Triton, so this file is imported
-where it is asked for; without it a step is that of `columns`.
+Written in Pallas for Triton. A program has some columns of the memory and goes through the layers
+with operands and gates as tiles ``[units, columns]``. Tiles have a power of two of rows, products
+at least 16 of them: 20 units are 16 and 4, and the four gates of the 4 are one product. Rows past
+the last unit are zeros, which the layers keep zero. Products have JAX's default precision.
+
+JAX says that it will remove Pallas for Triton, so this is imported where it is asked for, and
+without it a step is the plain one of `columns`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -19,21 +22,27 @@ from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
 from actjax.learned.features import MOMENT_ROWS, PREPROCESS, adam_rows, log_sign_rows
-from actjax.learned.network import CoordinatewiseLSTM
+from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM
 
-WIDTH = 128  # columns a program
-WARPS = 4
-LEAST = 16  # rows of what is multiplied
+LEAST = 16  # rows of a product
+EXACT = "highest", "float32"  # precisions without tensor cores, whose products take more registers
+WRITTEN = "memory", "update"
 
 
-class _Sizes(NamedTuple):
-    """Of a network of U units and its tiles."""
+class Plan(NamedTuple):
+    """What of a network of U units is known before it runs, and how its step is cut."""
 
     units: int  # U
     layers: int
     moments: int  # rows of the memory before the first cell
-    chunks: tuple[tuple[int, int], ...]  # the units in tiles: their first, and how many
+    preprocess: str
+    p: float
+    output_scale: float
+    chunks: tuple[tuple[int, int], ...]  # the units in tiles: the first of each, and how many
     own: int  # rows of a layer's own operand: hidden, the first layer's inputs, a one
+    width: int  # columns of a program
+    warps: int
+    interpret: bool
 
     @property
     def rows(self) -> int:
@@ -41,69 +50,88 @@ class _Sizes(NamedTuple):
         return 4 * sum(count for _, count in self.chunks)
 
 
-def sizes_of(network: CoordinatewiseLSTM) -> _Sizes:
-    units = network.hidden_features
+def make_plan(network: CoordinatewiseLSTM, interpret: bool = False, **cut: int) -> Plan:
+    """The plan for a network; `cut` are other `width` and `warps` than the default ones."""
+    units, chunks, first = network.hidden_features, [], 0
     inputs = PREPROCESS[network.preprocess] + network.see_params + network.see_scale
-    own = max(LEAST, pl.next_power_of_2(units + inputs + 1))
-    chunks, first = [], 0
     while first < units:
         left = units - first
         count = 1 << left.bit_length() - 1 if left >= LEAST else max(4, pl.next_power_of_2(left))
         chunks.append((first, count))
         first += count
-    return _Sizes(units, len(network.kernels), network.moment_rows, tuple(chunks), own)
+    exact = jax.config.jax_default_matmul_precision in EXACT
+    cut = {"width": 128 if units <= 24 else 64, "warps": 8 if exact else 4} | cut
+    return Plan(
+        units,
+        len(network.kernels),
+        network.moment_rows,
+        network.preprocess,
+        network.p,
+        network.output_scale,
+        tuple(chunks),
+        max(LEAST, pl.next_power_of_2(units + inputs + 1)),
+        interpret=interpret,
+        **cut,
+    )
 
 
-def advance(network, ok, memory, gradient, seen, *, interpret: bool = False):
-    """One step of all coordinates; arguments and results as in `columns.advance`.
+def advance(
+    network: CoordinatewiseLSTM | GroupedLSTM, ok, memory, gradient, seen, **options
+) -> tuple[jax.Array, jax.Array]:
+    """One step of all coordinates; arguments and results are those of `columns.advance`.
 
     Args:
-      interpret: off a GPU.
+      **options: of `make_plan`.
     """
     runs, update = network.runs(gradient.shape[0]), None
     if len(runs) == 1:
-        arrays = _arrays(network, memory, None, gradient, seen, ok)
-        return _divisible(network, list(arrays), interpret)(*arrays.values())
+        plan = make_plan(network, **options)
+        arrays = _arrays(plan, network, ok, memory, gradient, seen)
+        return _divisible(plan, tuple(arrays))(*arrays.values())
     for part, first, end in runs:
-        arrays = _arrays(part, memory, update, gradient, seen, ok)
-        memory, update = _launch(part, arrays, first, end, interpret)
+        plan = make_plan(part, **options)
+        arrays = _arrays(plan, part, ok, memory, gradient, seen, update)
+        memory, update = _launch(plan, arrays, first, end)
     return memory, update
 
 
-def _divisible(network, names: list[str], interpret: bool):
-    """`_launch` of all columns; on several devices, which XLA then asks for, each does its own."""
+@functools.cache
+def _divisible(plan: Plan, names: tuple[str, ...]):
+    """`_launch` of all columns, with what XLA must know to have each of several devices do its own.
+
+    Where it is not told it copies the whole memory to each of them.
+    """
 
     def launch(*arrays):
         arrays = dict(zip(names, arrays, strict=True))
-        return _launch(network, arrays, 0, len(arrays["gradient"]), interpret)
+        return _launch(plan, arrays, 0, len(arrays["gradient"]))
 
     def partition(mesh, given, wanted):
         del wanted
         spec = given[names.index("memory")].sharding.spec
         columns = spec[1] if len(spec) > 1 else None
-        of_all = {name: (columns,) for name in ("gradient", "params", "scale", "update")}
-        of_all["memory"] = None, columns
-        place = lambda name: NamedSharding(mesh, PartitionSpec(*of_all.get(name, ())))
-        return mesh, launch, (place("memory"), place("update")), tuple(map(place, names))
+        specs = dict.fromkeys(("gradient", "params", "scale", "update"), (columns,))
+        specs["memory"] = None, columns
+        place = lambda name: NamedSharding(mesh, PartitionSpec(*specs.get(name, ())))
+        return mesh, launch, tuple(map(place, WRITTEN)), tuple(map(place, names))
 
-    axes = {"weights": "gates operands", "read_out": "outputs", "bias": "biases", "ok": "oks"}
-    axes["memory"] = "rows columns"
+    shared = {"weights": "gates operands", "read_out": "outputs", "bias": "biases", "ok": "oks"}
+    axes = shared | {"memory": "rows columns"}
     rule = ", ".join(axes.get(name, "columns") for name in names)
-    shared = "gates", "operands", "outputs", "biases", "oks", "rows"
-    shared = tuple(axis for axis in shared if axis in rule.replace(",", "").split())
+    whole = [axis for name in names if name in axes for axis in axes[name].split()]
     step = custom_partitioning(launch)
     step.def_partition(
         partition,
         sharding_rule=f"{rule} -> rows columns, columns",
-        need_replication_factors=shared,
+        need_replication_factors=tuple(axis for axis in whole if axis != "columns"),
     )
     return step
 
 
-def _arrays(network, memory, update, gradient, seen, ok) -> dict[str, jax.Array]:
+def _arrays(plan: Plan, network, ok, memory, gradient, seen, update=None) -> dict[str, jax.Array]:
     """What `_launch` reads; `update`, where there is one, is written into."""
     arrays = {
-        "weights": _weights(network, sizes_of(network)),
+        "weights": _weights(plan, network),
         "read_out": network.output_kernel[...].reshape(-1),
         "bias": None if network.output_bias is None else network.output_bias[...][None],
         "ok": ok.astype(jnp.int32)[None],
@@ -116,49 +144,47 @@ def _arrays(network, memory, update, gradient, seen, ok) -> dict[str, jax.Array]
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _launch(network, arrays: dict[str, jax.Array], first: int, end: int, interpret: bool):
+def _launch(plan: Plan, arrays: dict[str, jax.Array], first: int, end: int):
     """Steps the columns from `first` to `end`: the memory and the updates, float [N]."""
-    size, written = sizes_of(network), ("memory", "update")
-    names = [f"{name}_in" if name in written else name for name in arrays] + [*written]
+    names = [f"{name}_in" if name in WRITTEN else name for name in arrays] + [*WRITTEN]
 
-    def body(*refs):
-        refs = dict(zip(names, refs, strict=True))
-        _columns(network, size, refs, first, end, interpret=interpret)
+    def actjax_optimizer(*refs):
+        _columns(plan, dict(zip(names, refs, strict=True)), first, end)
 
     whole = pl.BlockSpec(memory_space=pl.ANY)  # a program reads and writes where its columns are
-    memory, gradient = arrays["memory"], arrays["gradient"]
+    written = arrays["memory"], arrays["gradient"]  # in shape and dtype
     place = list(arrays).index
     memory, update = pl.pallas_call(
-        body,
-        grid=(pl.cdiv(end - first, WIDTH),),
+        actjax_optimizer,
+        grid=(pl.cdiv(end - first, plan.width),),
         in_specs=[whole] * len(arrays),
-        out_specs=[whole] * 2,
-        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (memory, gradient)],
-        input_output_aliases={place(name): n for n, name in enumerate(written) if name in arrays},
-        interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+        out_specs=[whole] * len(written),
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in written],
+        input_output_aliases={place(name): n for n, name in enumerate(WRITTEN) if name in arrays},
+        interpret=plan.interpret,
+        compiler_params=triton.CompilerParams(num_warps=plan.warps, num_stages=1),
         name="actjax_optimizer",
     )(*arrays.values())
     return memory, update
 
 
-def _weights(network: CoordinatewiseLSTM, size: _Sizes) -> jax.Array:
+def _weights(plan: Plan, network: CoordinatewiseLSTM) -> jax.Array:
     """Of one layer after the other the gates [rows, columns]: chunk by chunk, of each all four.
 
     Columns are those of its own operand, then those of the chunks of the layer below.
     """
     layers = []
     for layer, kernel in enumerate(network.kernels):
-        gates = kernel[...].reshape(4, size.units, -1)
-        inputs = gates.shape[2] - size.units - 1
-        given, hidden, one = jnp.split(gates, (inputs, inputs + size.units), axis=2)
+        gates = kernel[...].reshape(4, plan.units, -1)
+        inputs = gates.shape[2] - plan.units - 1
+        given, hidden, one = jnp.split(gates, (inputs, inputs + plan.units), axis=2)
         own = [hidden, one] if layer else [hidden, given, one]
-        columns = [_padded(jnp.concatenate(own, axis=2), 2, size.own)]
-        for first, count in size.chunks:
-            below = given[:, :, first : first + count] if layer else jnp.zeros((4, size.units, 0))
+        columns = [_padded(jnp.concatenate(own, axis=2), 2, plan.own)]
+        for first, count in plan.chunks:
+            below = given[:, :, first : first + count] if layer else jnp.zeros((4, plan.units, 0))
             columns.append(_padded(below, 2, max(LEAST, count)))
         gates = jnp.concatenate(columns, axis=2)
-        for first, count in size.chunks:
+        for first, count in plan.chunks:
             chunk = _padded(gates[:, first : first + count], 1, count)
             layers.append(chunk.reshape(4 * count, -1))
     return jnp.concatenate(layers)
@@ -170,92 +196,78 @@ def _padded(array: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(array, widths)
 
 
-def _columns(network, size: _Sizes, refs: dict, first: int, end: int, *, interpret: bool):
-    """What one program does."""
-    sigmoid = jax.nn.sigmoid if interpret else _sigmoid
+def _columns(plan: Plan, refs: dict, first: int, end: int):
+    """What one program does. Where it is not `ok` nothing is written but updates of zero."""
+    sigmoid = jax.nn.sigmoid if plan.interpret else _sigmoid
     tanh = lambda z: 2 * sigmoid(2 * z) - 1
-    column = first + pl.program_id(0) * WIDTH + jnp.arange(WIDTH, dtype=jnp.int32)
+    column = first + pl.program_id(0) * plan.width + _span(plan.width)
     inside = column < end
     ok = triton.load(refs["ok"].at[jnp.int32(0)]) != 0
-    one = lambda name: _vector(refs[name], column, inside)
-    gradient = jnp.where(ok, one("gradient"), 0)
-    if network.preprocess == "adam":
-        moments = [_row(refs["memory_in"], n, column, inside) for n in range(MOMENT_ROWS)]
+    known = lambda name: [_vector(refs[name], column, inside)] if name in refs else []
+    gradient = jnp.where(ok, known("gradient")[0], 0)
+    if plan.preprocess == "adam":
+        moments = [_vector(refs["memory_in"], column, inside, row) for row in range(MOMENT_ROWS)]
         moments, x = adam_rows(moments, gradient)
-        for n, moment in enumerate(moments):
-            _put_row(refs["memory"], n, column, moment, inside & ok)
+        for row, values in enumerate(moments):
+            _put(refs["memory"], _full(row, column), column, values, inside & ok)
+    elif plan.preprocess == "log_sign":
+        x = log_sign_rows(gradient, plan.p)
     else:
-        seen = log_sign_rows(gradient, network.p)
-        x = seen if network.preprocess == "log_sign" else (gradient,)
-    direction = x[1] if network.preprocess == "adam" else None
-    x = [*x, *(one(name) for name in ("params", "scale") if name in refs)]
+        x = [gradient]
+    inputs = [*x, *known("params"), *known("scale")]
 
-    h = []
-    for layer in range(size.layers):
-        cells, hiddens = (size.moments + (n + layer) * size.units for n in (0, size.layers))
-        row = span(size.own)
-        known = (row < size.units)[:, None] & inside[None]
-        operand = _tile(refs["memory_in"], hiddens + row, column, known)
-        for n, values in enumerate([*([] if layer else x), jnp.ones(WIDTH, jnp.float32)]):
-            operand = jnp.where((row == size.units + n)[:, None], values[None], operand)
-        operands = [operand, *(_filled(tile) for tile in h)]
-        h, at = [], layer * size.rows
-        for first, count in size.chunks:
+    h: list[jax.Array] = []
+    for layer in range(plan.layers):
+        cells, hiddens = (plan.moments + (n + layer) * plan.units for n in (0, plan.layers))
+        row, at = _span(plan.own), layer * plan.rows
+        mask = (row < plan.units)[:, None] & inside[None]
+        operand = _tile(refs["memory_in"], hiddens + row, column, mask)
+        for n, values in enumerate([*inputs, jnp.ones(plan.width, jnp.float32)]):
+            operand = jnp.where((row == plan.units + n)[:, None], values[None], operand)
+        operands, h, inputs = [operand, *map(_filled, h)], [], []
+        for first, count in plan.chunks:
             i, f, o, g = _gates(refs["weights"], at, count, operands)
-            at += 4 * count
-            unit = first + span(count)
-            mask = jnp.broadcast_to(inside[None], (count, WIDTH))
-            if first + count > size.units:
-                mask = mask & (unit < size.units)[:, None]
+            unit, at = first + _span(count), at + 4 * count
+            mask = inside[None] & (unit < plan.units)[:, None]
             cell = _tile(refs["memory_in"], cells + unit, column, mask)
             cell = sigmoid(f) * cell + sigmoid(i) * tanh(g)
             h.append(sigmoid(o) * tanh(cell))
-            _put_tile(refs["memory"], cells + unit, column, cell, mask & ok)
-            _put_tile(refs["memory"], hiddens + unit, column, h[-1], mask & ok)
+            for begin, tile in ((cells, cell), (hiddens, h[-1])):
+                place = _both(begin + unit, column)
+                _put(refs["memory"], *place, tile, mask & ok)
 
     def read_out(n):
-        total = 0.0
-        for (first, count), tile in zip(size.chunks, h, strict=True):
-            unit = first + span(count)
-            weights = _vector(refs["read_out"], n * size.units + unit, unit < size.units)
+        total = jnp.zeros(plan.width, jnp.float32)
+        for (first, count), tile in zip(plan.chunks, h, strict=True):
+            unit = first + _span(count)
+            weights = _vector(refs["read_out"], n * plan.units + unit, unit < plan.units)
             total = total + jnp.sum(weights[:, None] * tile, axis=0)
         return total
 
     update = read_out(0)
-    if direction is not None:
-        update = -jnp.exp(update) * (direction + read_out(1))
+    if plan.preprocess == "adam":
+        update = -jnp.exp(update) * (x[1] + read_out(1))
     if "bias" in refs:
         update = update + triton.load(refs["bias"].at[jnp.int32(0)])
-    update = jnp.where(ok, network.output_scale * update, 0)
+    update = jnp.where(ok, plan.output_scale * update, 0)
     triton.store(refs["update"].at[column], update, mask=inside)
 
 
-def _gates(weights, at, count, operands):
-    """The four gates [count, WIDTH] of a chunk whose weights begin at row `at`."""
+def _gates(weights, at: int, count: int, operands):
+    """The four gates [count, width] of a chunk whose weights begin at row `at`."""
 
-    def rows(begin, size):
-        total, column = 0.0, 0
+    def product(row, rows):
+        column, terms = 0, []
         for operand in operands:
-            tile = _tile(weights, begin + span(size), column + span(operand.shape[0]))
-            total = total + _dot(tile, operand)
-            column += operand.shape[0]
-        return total
+            size = operand.shape[0]
+            tile = _tile(weights, row + _span(rows), column + _span(size))
+            terms.append(lax.dot(tile, operand, preferred_element_type=jnp.float32))
+            column += size
+        return functools.reduce(jnp.add, terms)
 
     if count < LEAST:
-        return jnp.split(rows(at, 4 * count), 4)
-    return [rows(at + gate * count, count) for gate in range(4)]
-
-
-def _sigmoid(z):
-    """From two instructions of the special function units; the usual ones add range checks."""
-    power = _asm("ex2.approx.ftz.f32", z * -math.log2(math.e))
-    return _asm("rcp.approx.ftz.f32", 1 + power)
-
-
-def _asm(instruction, x):
-    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    options = {"constraints": "=f,f", "pack": 1, "result_shape_dtypes": [like]}
-    return triton.elementwise_inline_asm(f"{instruction} $0, $1;", args=[x], **options)[0]
+        return jnp.split(product(at, 4 * count), 4)
+    return [product(at + gate * count, count) for gate in range(4)]
 
 
 def _filled(tile):
@@ -266,38 +278,53 @@ def _filled(tile):
     return jnp.broadcast_to(tile[None], (LEAST // count, count, width)).reshape(LEAST, width)
 
 
-def span(count: int) -> jax.Array:
+def _sigmoid(z):
+    """In two instructions of the special units; around what JAX takes there are range checks."""
+    power = _special("ex2.approx.ftz.f32", z * -math.log2(math.e))
+    return _special("rcp.approx.ftz.f32", 1 + power)
+
+
+def _special(instruction: str, x):
+    [value] = triton.elementwise_inline_asm(
+        f"{instruction} $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return value
+
+
+# --- Places --------------------------------------------------------------------------------------
+
+
+def _span(count: int) -> jax.Array:
     return jnp.arange(count, dtype=jnp.int32)
 
 
-def _dot(a, b):
-    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def _full(row: int, columns):
+    return jnp.full(columns.shape, row, jnp.int32)
 
 
-def _at(ref, rows, columns):
+def _both(rows, columns):
+    """Rows and columns of every place of a tile."""
     shape = rows.shape[0], columns.shape[0]
-    return ref.at[jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
+    return jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)
 
 
 def _tile(ref, rows, columns, mask=None):
+    """What stands there in float32, as all is computed; zeros where `mask` does not hold."""
     other = None if mask is None else jnp.zeros((), ref.dtype)
-    return triton.load(_at(ref, rows, columns), mask=mask, other=other).astype(jnp.float32)
+    found = triton.load(ref.at[_both(rows, columns)], mask=mask, other=other)
+    return found.astype(jnp.float32)
 
 
-def _put_tile(ref, rows, columns, value, mask):
-    triton.store(_at(ref, rows, columns), value.astype(ref.dtype), mask=mask)
-
-
-def _vector(ref, columns, mask):
-    return triton.load(ref.at[columns], mask=mask, other=jnp.zeros((), ref.dtype))
-
-
-def _row(ref, row, columns, mask):
-    rows = jnp.full(columns.shape, row, jnp.int32)
+def _vector(ref, columns, mask, row: int | None = None):
+    """The same of a ref of one axis, or of one row."""
+    place = columns if row is None else (_full(row, columns), columns)
     other = jnp.zeros((), ref.dtype)
-    return triton.load(ref.at[rows, columns], mask=mask, other=other).astype(jnp.float32)
+    return triton.load(ref.at[place], mask=mask, other=other).astype(jnp.float32)
 
 
-def _put_row(ref, row, columns, value, mask):
-    rows = jnp.full(columns.shape, row, jnp.int32)
-    triton.store(ref.at[rows, columns], value.astype(ref.dtype), mask=mask)
+def _put(ref, rows, columns, values, mask):
+    triton.store(ref.at[rows, columns], values.astype(ref.dtype), mask=mask)
