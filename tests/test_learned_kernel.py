@@ -1,5 +1,6 @@
 """The kernel of the optimizer's step, interpreted: the plain step; and that a GPU is given it."""
 
+import subprocess
 import sys
 from functools import partial
 
@@ -13,7 +14,10 @@ from actjax.learned import CoordinatewiseLSTM, GroupedLSTM, columns, kernel, lst
 from tests.learned_parts import network
 from tests.test_kernel import kernels_for_cuda
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.not_in("x64", "networks are then in float64, and their steps plain"),
+]
 INTERPRETED = columns._alone(partial(kernel.advance, interpret=True))
 SEES_ALL = {"see_params": True, "see_scale": True, "output_bias": True}
 
@@ -45,11 +49,10 @@ def assert_close(found, wanted, rtol=2e-6):
 
 # Units that tiles of one size are, or of two, or that the last of them fills up.
 CASES = {
-    "as in the papers": (20, {}, 129, jnp.float32),
-    "bfloat16": (20, {}, 1000, jnp.bfloat16),
-    "raw": (3, {"preprocess": "raw", "layers": 1, **SEES_ALL}, 1, jnp.float32),
-    "moments": (24, {"preprocess": "adam", **SEES_ALL}, 7, jnp.float32),
-    "deep": (17, {"layers": 3, "p": 7.0, "output_scale": 1}, 130, jnp.float32),
+    "as in the papers": (20, {}, 1000, jnp.float32),
+    "deep, bfloat16": (3, {"layers": 3, "p": 7.0, "output_scale": 1}, 129, jnp.bfloat16),
+    "raw": (5, {"preprocess": "raw", "layers": 1, **SEES_ALL}, 1, jnp.float32),
+    "moments": (16, {"preprocess": "adam", "layers": 1, **SEES_ALL}, 7, jnp.float32),
 }
 
 
@@ -81,8 +84,47 @@ def test_networks_and_problems_are_mapped_over():
     ok, memory, gradient, seen = state(network(), 5)
     memory = jnp.stack([memory, -memory])
     axes = 0, None, 0, None, None
-    found = jax.vmap(INTERPRETED, axes)(made, ok, memory, gradient, seen)
-    assert_close(found, jax.vmap(columns._whole, axes)(made, ok, memory, gradient, seen))
+    found = jax.jit(jax.vmap(INTERPRETED, axes))(made, ok, memory, gradient, seen)
+    for n in range(2):
+        one = jax.tree.map(lambda leaf, n=n: leaf[n], made)
+        wanted = columns._whole(one, ok, memory[n], gradient, seen)
+        assert_close([leaf[n] for leaf in found], wanted)
+
+
+SHARDED = """
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp, numpy as np
+from functools import partial
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from actjax.learned import columns
+from tests.learned_parts import network
+from tests.test_learned_kernel import INTERPRETED, state
+
+made = network(layers=1, see_params=True)
+ok, *arguments = state(made, 256)
+wanted = columns._whole(made, ok, *arguments)
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+place = lambda leaf, *spec: jax.device_put(leaf, NamedSharding(mesh, P(*spec)))
+for axis in ("data", None):
+    divided = [place(leaf, *[None] * (leaf.ndim - 1), axis) for leaf in jax.tree.leaves(arguments)]
+    run = jax.jit(lambda memory, g, seen: INTERPRETED(made, ok, memory, g, (seen, None)))
+    compiled = run.lower(*divided).compile()
+    assert "all-gather" not in compiled.as_text()
+    for found, known in zip(compiled(*divided), wanted, strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-5)
+        assert (found.sharding.spec[-1:] == ("data",)) == bool(axis), found.sharding
+    assert columns._kernel_for(made, divided[0]).__name__ == "actjax.learned.kernel"
+explicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+placed = jax.device_put(arguments[0], NamedSharding(explicit, P(None, "data")))
+assert columns._kernel_for(made, placed) is None
+"""
+
+
+def test_on_several_devices_each_does_its_own_columns():
+    subprocess.run([sys.executable, "-c", SHARDED], check=True)
 
 
 # What a GPU is given
@@ -99,7 +141,6 @@ def update(made, count=LARGE, dtype=None):
     return run, jnp.ones(count), jnp.ones(count)
 
 
-@pytest.mark.not_in("x64", "networks are then in float64")
 @pytest.mark.parametrize(
     ("made", "options", "kernels"),
     [
@@ -117,14 +158,14 @@ def test_lowers_for_cuda(made, options, kernels):
     assert kernels_for_cuda(*update(made(), **options)) == kernels
 
 
-@pytest.mark.not_in("x64", "networks are then in float64")
 def test_derivatives_are_those_of_the_plain_step():
     run, gradient, params = update(network(layers=1))
     value = lambda gradient: jnp.sum(jnp.sin(30 * run(gradient, params)[0]))
-    push = lambda f: lambda x: jax.jvp(f, (x,), (jnp.cos(x),))[1]
-    for derivative in (jax.grad(value), push(value), push(jax.grad(value)), jax.vmap(value)):
-        x = gradient[None] if derivative.__name__ == "value" else gradient
-        assert kernels_for_cuda(derivative, x) == 0
+    forward = lambda f: lambda x: jax.jvp(f, (x,), (jnp.cos(x),))[1]
+    for derivative in (jax.grad(value), forward(value), forward(jax.grad(value))):
+        assert kernels_for_cuda(derivative, gradient) == 0
+    assert kernels_for_cuda(jax.vmap(value), gradient[None]) == 0
+    assert kernels_for_cuda(value, gradient) == 1
     found = jax.jit(jax.grad(value))(gradient)
     step = lambda x: columns._whole(network(layers=1), True, jnp.zeros((6, LARGE)), x, (None,) * 2)
     wanted = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(30 * step(x)[1]))))(gradient)
@@ -139,7 +180,6 @@ def test_a_step_is_plain_where_there_is_no_triton(monkeypatch):
     assert kernels_for_cuda(*update(network())) == 0
 
 
-@pytest.mark.not_in("x64", "networks are then in float64")
 def test_a_step_is_plain_on_gpus_that_triton_does_not_know(monkeypatch):
     class Device:
         compute_capability = "7.5"
