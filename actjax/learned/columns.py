@@ -54,14 +54,14 @@ def advance(
       The memory and the update, float [N].
     """
     if len(gradient) < 2 * BLOCK:  # which is a few launches whatever is done
-        return _whole(network, ok, memory, gradient, seen)
+        return plain_step(network, ok, memory, gradient, seen)
     return _fastest(network, ok, memory, gradient, seen)
 
 
 @jax.custom_jvp
 def _fastest(network, ok, memory, gradient, seen):
     """The step in the way of the platform, with the derivatives of the plain one."""
-    ways = {"default": _whole}
+    ways = {"default": plain_step}
     # XLA's CPU compiler converts the whole of a bfloat16 array to write a block of it.
     if memory.dtype == network.dtype:
         ways["cpu"] = _in_blocks
@@ -72,10 +72,10 @@ def _fastest(network, ok, memory, gradient, seen):
 
 @_fastest.defjvp
 def _derivatives(primals, tangents):
-    return jax.jvp(_whole, primals, tangents)
+    return jax.jvp(plain_step, primals, tangents)
 
 
-def _whole(network, ok, memory, gradient, seen):
+def plain_step(network, ok, memory, gradient, seen):
     return _step_runs(network, len(gradient), ok, memory, gradient, seen)
 
 
@@ -130,7 +130,7 @@ def _alone(step):
 
         @one.def_vmap
         def several(size, batched, *leaves):
-            plain = lambda *leaves: _whole(*jax.tree.unflatten(tree, leaves))
+            plain = lambda *leaves: plain_step(*jax.tree.unflatten(tree, leaves))
             axes = [0 if is_batched else None for is_batched in batched]
             return jax.vmap(plain, axes, axis_size=size)(*leaves), (True, True)
 
