@@ -60,19 +60,22 @@ def advance(
 
 @jax.custom_jvp
 def _fastest(network, ok, memory, gradient, seen):
-    """The step in the way of the platform, with the derivatives of the plain one."""
-    ways = {"default": plain_step}
-    # XLA's CPU compiler converts the whole of a bfloat16 array to write a block of it.
-    if memory.dtype == network.dtype:
-        ways["cpu"] = _in_blocks
-    if (kernel := _kernel_for(network, memory)) is not None:
-        ways["cuda"] = _alone(kernel.advance)
-    return lax.platform_dependent(network, ok, memory, gradient, seen, **ways)
+    """The step by the kernel on a GPU; it has no derivatives, which are those of the other ways."""
+    kernel = _kernel_for(network, memory)
+    ways = {} if kernel is None else {"cuda": _alone(kernel.advance)}
+    return _by_platform(network, ok, memory, gradient, seen, **ways)
 
 
 @_fastest.defjvp
 def _derivatives(primals, tangents):
-    return jax.jvp(plain_step, primals, tangents)
+    return jax.jvp(_by_platform, primals, tangents)
+
+
+def _by_platform(network, ok, memory, gradient, seen, **ways):
+    # XLA's CPU compiler converts the whole of a bfloat16 array to write a block of it.
+    if memory.dtype == network.dtype:
+        ways["cpu"] = _in_blocks
+    return lax.platform_dependent(network, ok, memory, gradient, seen, **ways, default=plain_step)
 
 
 def plain_step(network, ok, memory, gradient, seen):
