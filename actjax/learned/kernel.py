@@ -3,7 +3,7 @@
 Written in Pallas for Triton. A program has some columns of the memory and goes through the layers
 with operands and gates as tiles ``[units, columns]``. Tiles have a power of two of rows, products
 at least 16 of them: 20 units are 16 and 4, and the four gates of the 4 are one product. Rows past
-the last unit are zeros, which the layers keep zero. Products have JAX's default precision.
+the last unit are zeros, which the layers keep zero.
 
 JAX says that it will remove Pallas for Triton, so this is imported where it is asked for, and
 without it a step is the plain one of `columns`.
@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     own: int  # rows of a layer's own operand: hidden, the first layer's inputs, a one
     width: int  # columns of a program
     warps: int
+    precision: str | None  # of products: JAX's default where the step was asked for
     interpret: bool
 
     @property
@@ -59,8 +60,8 @@ def make_plan(network: CoordinatewiseLSTM, interpret: bool = False, **cut: int) 
         count = 1 << left.bit_length() - 1 if left >= LEAST else max(4, pl.next_power_of_2(left))
         chunks.append((first, count))
         first += count
-    exact = jax.config.jax_default_matmul_precision in EXACT
-    cut = {"width": 128 if units <= 24 else 64, "warps": 8 if exact else 4} | cut
+    precision = jax.config.jax_default_matmul_precision
+    cut = {"width": 128 if units <= 24 else 64, "warps": 8 if precision in EXACT else 4} | cut
     return Plan(
         units,
         len(network.kernels),
@@ -70,6 +71,7 @@ def make_plan(network: CoordinatewiseLSTM, interpret: bool = False, **cut: int) 
         network.output_scale,
         tuple(chunks),
         max(LEAST, pl.next_power_of_2(units + inputs + 1)),
+        precision=precision,
         interpret=interpret,
         **cut,
     )
@@ -149,7 +151,8 @@ def _launch(plan: Plan, arrays: dict[str, jax.Array], first: int, end: int):
     names = [f"{name}_in" if name in WRITTEN else name for name in arrays] + [*WRITTEN]
 
     def actjax_optimizer(*refs):
-        _columns(plan, dict(zip(names, refs, strict=True)), first, end)
+        with jax.default_matmul_precision(plan.precision):
+            _columns(plan, dict(zip(names, refs, strict=True)), first, end)
 
     whole = pl.BlockSpec(memory_space=pl.ANY)  # a program reads and writes where its columns are
     written = arrays["memory"], arrays["gradient"]  # in shape and dtype
