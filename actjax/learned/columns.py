@@ -79,6 +79,7 @@ def _by_platform(network, ok, memory, gradient, seen, **ways):
 
 
 def plain_step(network, ok, memory, gradient, seen):
+    """The step of all coordinates at once, as XLA has it."""
     return _step_runs(network, len(gradient), ok, memory, gradient, seen)
 
 

@@ -82,7 +82,7 @@ def adam_rows(
     square = gradient * gradient
     values = gradient, gradient, square, square
     rows, means = [], []
-    for row, decay, value in zip(tuple(moments)[:4], DECAYS, values, strict=True):
+    for row, decay, value in zip(moments[:4], DECAYS, values, strict=True):
         rows.append(decay * row + (1 - decay) * value)
         means.append(rows[-1] / -jnp.expm1(count * math.log(decay)))
     first, slow, fast_square, slow_square = means

@@ -87,8 +87,9 @@ def advance(
     """
     runs, update = network.runs(gradient.shape[0]), None
     if len(runs) == 1:
-        plan = make_plan(network, **options)
-        arrays = _arrays(plan, network, ok, memory, gradient, seen)
+        [(part, _, _)] = runs
+        plan = make_plan(part, **options)
+        arrays = _arrays(plan, part, ok, memory, gradient, seen)
         return _divisible(plan, tuple(arrays))(*arrays.values())
     for part, first, end in runs:
         plan = make_plan(part, **options)
