@@ -74,7 +74,7 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def adam_rows(
-    moments: Sequence[jax.Array], gradient: jax.Array
+    moments: jax.Array | Sequence[jax.Array], gradient: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The moments' and the features' rows of `adam`, each of the gradient's shape."""
     count = moments[4] + 1

@@ -11,7 +11,7 @@ without it a step is the plain one of `columns`.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def make_plan(network: CoordinatewiseLSTM, interpret: bool = False, **cut: int) 
         count = 1 << left.bit_length() - 1 if left >= LEAST else max(4, pl.next_power_of_2(left))
         chunks.append((first, count))
         first += count
-    precision = jax.config.jax_default_matmul_precision
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     cut = {"width": 128 if units <= 24 else 64, "warps": 8 if precision in EXACT else 4} | cut
     return Plan(
         units,
@@ -79,7 +79,7 @@ def make_plan(network: CoordinatewiseLSTM, interpret: bool = False, **cut: int) 
 
 def advance(
     network: CoordinatewiseLSTM | GroupedLSTM, ok, memory, gradient, seen, **options
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Any]:
     """One step of all coordinates; arguments and results are those of `columns.advance`.
 
     Args:
@@ -215,7 +215,7 @@ def _columns(plan: Plan, refs: dict, first: int, end: int):
         for row, values in enumerate(moments):
             _put(refs["memory"], _full(row, column), column, values, inside & ok)
     elif plan.preprocess == "log_sign":
-        x = log_sign_rows(gradient, plan.p)
+        x = [*log_sign_rows(gradient, plan.p)]
     else:
         x = [gradient]
     inputs = [*x, *known("params"), *known("scale")]
@@ -223,11 +223,11 @@ def _columns(plan: Plan, refs: dict, first: int, end: int):
     h: list[jax.Array] = []
     for layer in range(plan.layers):
         cells, hiddens = (plan.moments + (n + layer) * plan.units for n in (0, plan.layers))
-        row, at = _span(plan.own), layer * plan.rows
-        mask = (row < plan.units)[:, None] & inside[None]
-        operand = _tile(refs["memory_in"], hiddens + row, column, mask)
+        own, at = _span(plan.own), layer * plan.rows
+        mask = (own < plan.units)[:, None] & inside[None]
+        operand = _tile(refs["memory_in"], hiddens + own, column, mask)
         for n, values in enumerate([*inputs, jnp.ones(plan.width, jnp.float32)]):
-            operand = jnp.where((row == plan.units + n)[:, None], values[None], operand)
+            operand = jnp.where((own == plan.units + n)[:, None], values[None], operand)
         operands, h, inputs = [operand, *map(_filled, h)], [], []
         for first, count in plan.chunks:
             i, f, o, g = _gates(refs["weights"], at, count, operands)
@@ -237,8 +237,8 @@ def _columns(plan: Plan, refs: dict, first: int, end: int):
             cell = sigmoid(f) * cell + sigmoid(i) * tanh(g)
             h.append(sigmoid(o) * tanh(cell))
             for begin, tile in ((cells, cell), (hiddens, h[-1])):
-                place = _both(begin + unit, column)
-                _put(refs["memory"], *place, tile, mask & ok)
+                rows, columns = _both(begin + unit, column)
+                _put(refs["memory"], rows, columns, tile, mask & ok)
 
     def read_out(n):
         total = jnp.zeros(plan.width, jnp.float32)
