@@ -209,11 +209,10 @@ def _columns(plan: Plan, refs: dict, first: int, end: int):
     ok = triton.load(refs["ok"].at[jnp.int32(0)]) != 0
     known = lambda name: [_vector(refs[name], column, inside)] if name in refs else []
     gradient = jnp.where(ok, known("gradient")[0], 0)
+    moments: list[jax.Array] = []
     if plan.preprocess == "adam":
         moments = [_vector(refs["memory_in"], column, inside, row) for row in range(MOMENT_ROWS)]
         moments, x = adam_rows(moments, gradient)
-        for row, values in enumerate(moments):
-            _put(refs["memory"], _full(row, column), column, values, inside & ok)
     elif plan.preprocess == "log_sign":
         x = [*log_sign_rows(gradient, plan.p)]
     else:
@@ -239,6 +238,10 @@ def _columns(plan: Plan, refs: dict, first: int, end: int):
             for begin, tile in ((cells, cell), (hiddens, h[-1])):
                 rows, columns = _both(begin + unit, column)
                 _put(refs["memory"], rows, columns, tile, mask & ok)
+
+    # Only here: of more threads than columns some have the same one, and each reads the old rows.
+    for row, values in enumerate(moments):
+        _put(refs["memory"], _full(row, column), column, values, inside & ok)
 
     def read_out(n):
         total = jnp.zeros(plan.width, jnp.float32)
