@@ -161,7 +161,10 @@ def test_accelerator(bench, tmp_path, capsys):
     assert [row["loop"] for row in result["check"]] == ["scan", "kernel"]
     assert max(row["gradients"] for row in result["check"]) < 1e-5
     assert [row["way"] for row in result["tune"]] == ["while", "default"]
-    assert not [row for row in result["tune"] if "error" in row]
+    assert [row["loop"] for row in result["optimizer"]] == 2 * ["plain, highest", "kernel, highest"]
+    assert max(row["memory"] for row in result["optimizer"]) < 1e-2  # a rounding to bfloat16
+    assert max(row["updates"] for row in result["optimizer"][:2]) < 1e-5
+    assert not [row for row in result["tune"] + result["tune_optimizer"] if "error" in row]
 
 
 def test_benchmarks_run_from_a_clone():
