@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from actjax.tasks.sudoku import Puzzles, as_batch
+from actjax.tasks.puzzles import Puzzles
 from experiments.reasoners import judge, start_judging
 
 LEVELS = np.arange(-2, 12.5, 0.5)
@@ -24,7 +24,7 @@ class Trace(NamedTuple):
     """Every step of every board: ``M`` steps, ``P`` boards.
 
     Attributes:
-      answers: int8 ``[M, P, cells]``, digits from 1, were the step the last.
+      answers: int8 ``[M, P, cells]``, counted from 1, were the step the last.
       right: bool ``[M, P]``, whether all of them are.
       confidence: float ``[M, P]``; see `reasoners.judge`.
     """
@@ -51,7 +51,7 @@ def trace(
         carry = state, start_judging(model.read(state))
         return lax.scan(one, carry, length=max_steps)[1]
 
-    boards, count = as_batch(puzzles).inputs, len(puzzles.boards)
+    boards, count = jnp.asarray(puzzles.boards, jnp.int32), len(puzzles.boards)
     found = []
     for begin in range(0, count, rows):  # the last batch is filled with boards from the first
         places = np.arange(begin, begin + min(rows, count)) % count
@@ -83,21 +83,21 @@ def _mean(found: Trace, level: float) -> float:
     return early(found, level)[0].mean()
 
 
-def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any]:
+def evaluate(validation: Trace, test: Trace, difficulty: np.ndarray) -> dict[str, Any]:
     """What a network does on test boards with the level that validation boards chose.
 
     Returns:
       "accuracy_always", "accuracy" (stopped early), "steps" and their standard errors, "level";
       "by_steps_allowed", the accuracy at n = 1 .. M steps always; "by_level", accuracy and steps
-      at every level; "by_difficulty", by number of holes: steps and error, and the error if all
-      stopped after their first step.
+      at every level; "by_difficulty": steps and error, and the error if all stopped after their
+      first step.
     """
     level = choose(validation)
     right, steps = early(test, level)
     always = test.right[-1]
-    groups = {int(count): holes == count for count in np.unique(holes)}
+    groups = {int(value): difficulty == value for value in np.unique(difficulty)}
     return {
-        "boards": len(holes),
+        "boards": len(difficulty),
         "level": level,
         **_with_error("accuracy_always", always),
         **_with_error("accuracy", right),
@@ -110,13 +110,13 @@ def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any
         ],
         "by_difficulty": [
             {
-                "difficulty": count,
+                "difficulty": value,
                 "boards": int(rows.sum()),
                 **_with_error("steps", steps[rows]),
                 **_with_error("error", ~right[rows]),
                 **_with_error("error_of_one_step", ~test.right[0, rows]),
             }
-            for count, rows in groups.items()
+            for value, rows in groups.items()
         ],
     }
 
