@@ -20,7 +20,7 @@ from actjax.tasks.puzzles import Puzzles, check_boards, draw
 
 WALL, FREE, START, GOAL = range(4)  # what a cell of a board shows
 BESIDE, ON = 1, 2  # what a cell of a solution is
-AT_ONCE = 2**22  # cells that are made side by side
+AT_ONCE = 2**17  # cells that are made side by side: what they take stays in a cache
 
 
 def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = True) -> Batch:
@@ -154,7 +154,7 @@ def _some(rng: np.random.Generator, count: int, size: int, shortest: int, rings:
     goal = _one_of(rng, off == off.min((1, 2), keepdims=True))
     boards = np.where(goal, GOAL, np.where(start, START, np.where(free, FREE, WALL)))
     solutions = np.where(trace_back(moves, goal), ON, BESIDE)
-    inside = lambda grids: grids[:, 1:-1, 1:-1].reshape(len(grids), -1).astype(np.int8)
+    inside = lambda grids: grids[:, 1:-1, 1:-1].reshape(len(grids), size * size).astype(np.int8)
     return Puzzles(inside(boards), inside(solutions))
 
 
@@ -218,7 +218,9 @@ def _sum_around(grids: np.ndarray) -> np.ndarray:
 
 def _one_of(rng: np.random.Generator, allowed: np.ndarray) -> np.ndarray:
     """One of the cells allowed in each grid, drawn at random: bool."""
-    lots = np.where(allowed, rng.random(allowed.shape), -1).reshape(len(allowed), -1)
+    lots = np.where(allowed, rng.random(allowed.shape), -1).reshape(
+        len(allowed), math.prod(allowed.shape[1:])
+    )
     chosen = np.arange(lots.shape[1]) == lots.argmax(1)[:, None]
     return chosen.reshape(allowed.shape)
 
