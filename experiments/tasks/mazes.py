@@ -39,13 +39,13 @@ class Mazes(puzzles.Options):
 
 DEMO = Mazes(
     batch_size=64,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     steps=8000,
     cooldown=2000,
     checkpoint_every=2000,
     latent_steps=4,
 )
-LONG = {"size": 13, "puzzles": 50_000, "learning_rate": 1e-3, "average": 0.999}
+LONG = {"size": 13, "puzzles": 50_000, "learning_rate": 2e-3, "average": 0.999}
 PAPER = LONG | {"size": 30, "puzzles": 1000, "test_size": 1000, "shortest": 110, "rings": 0.02}
 PAPER |= {"hidden": 512, "layers": 2, "expand": 3, "cycles": 3, "weight_decay": 1.0}
 PAPER |= {"cooldown": 0, "warmup": 2000, "learning_rate": 1e-4}
