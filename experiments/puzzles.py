@@ -111,6 +111,7 @@ class Puzzle:
       difficulty: `puzzles -> int [P]`.
       look: of its figures.
       mixer: `options -> ` what the network of recursive is a stack of.
+      suffix: `options -> ` what the name of a network ends in by options of its own.
       check: refuses options of its own that are out of range.
     """
 
@@ -123,6 +124,7 @@ class Puzzle:
     difficulty: Callable[[Puzzles], Any]
     look: show.Look
     mixer: Callable[[Any], Callable[..., nnx.Module]] = lambda options: Mixer
+    suffix: Callable[[Any], str] = lambda options: ""
     check: Callable[[Any], None] = lambda options: None
 
 
@@ -178,10 +180,11 @@ def rule_of(options: Options) -> str:
     return RULES[options.model] if options.rule == "default" else options.rule
 
 
-def label(options: Options) -> str:
+def label(puzzle: Puzzle, options: Options) -> str:
     """A short name of the model: "recursive", or "recursive-graves" with a rule not its own."""
     rule = rule_of(options)
-    return options.model if rule == RULES[options.model] else f"{options.model}-{rule}"
+    name = options.model if rule == RULES[options.model] else f"{options.model}-{rule}"
+    return name + puzzle.suffix(options)
 
 
 def train(puzzle: Puzzle, options: Options) -> tuple[dict[str, Any], pathlib.Path]:
@@ -189,7 +192,8 @@ def train(puzzle: Puzzle, options: Options) -> tuple[dict[str, Any], pathlib.Pat
     record.check_file("results", options.results)
     record.check_folder("out", options.out)
     parts = puzzle.load(options)
-    place = f"{parts['train'].size}x{parts['train'].size}-{label(options)}-seed{options.seed}"
+    size, name = parts["train"].size, label(puzzle, options)
+    place = f"{size}x{size}-{name}-seed{options.seed}"
     folder = options.out or pathlib.Path("runs") / puzzle.name / place
     config = as_json(puzzle.name, options) | {"data_sha256": sha256(parts)}
     run.claim(folder, config, options, free=() if options.cooldown else ("steps",))
@@ -203,7 +207,7 @@ def train(puzzle: Puzzle, options: Options) -> tuple[dict[str, Any], pathlib.Pat
     last = training.read_metrics(folder / "metrics.jsonl")[-1]
     summary = {
         "experiment": puzzle.name,
-        "model": label(options),
+        "model": name,
         "seed": options.seed,
         "steps": last["step"],
         "planned_steps": puzzle.presets[options.preset].steps,
@@ -249,7 +253,7 @@ def fit(
         data=jax.tree.map(jax.numpy.asarray, puzzles),
         directory=folder,
         **pick(options, *PACE),
-        description=f"{puzzle.name} {label(options)}",
+        description=f"{puzzle.name} {label(puzzle, options)}",
     )
     return training.averaged_model(state, options.average)
 

@@ -11,6 +11,8 @@ from experiments.options import require
 from experiments.reasoners import Board, Mixer, NearMixer
 from experiments.show.mazes import LOOK
 
+MIXERS = {"near": NearMixer, "all": Mixer}
+
 
 @dataclasses.dataclass(frozen=True)
 class Mazes(puzzles.Options):
@@ -32,8 +34,8 @@ class Mazes(puzzles.Options):
     puzzles: int = 20_000
     """Train on so many, each under all symmetries."""
     mazes_seed: int = 0
-    """They are a function of it and of the four options before."""
-    mix: Literal["near", "all"] = "near"
+    """The mazes are a function of it, of these numbers and of test-size; the run has its own."""
+    mix: Literal[tuple(MIXERS)] = "near"
     """Which cells the mixers of recursive mix: those around each (near), or all as TRM's do."""
 
 
@@ -89,7 +91,8 @@ PUZZLE = puzzles.Puzzle(
     load=load,
     difficulty=mazes.moves,
     look=LOOK,
-    mixer=lambda options: NearMixer if options.mix == "near" else Mixer,
+    mixer=lambda options: MIXERS[options.mix],
+    suffix=lambda options: "-all" if (options.model, options.mix) == ("recursive", "all") else "",
     check=check,
 )
 TASK = puzzles.as_task(PUZZLE)
