@@ -118,6 +118,19 @@ def test_parts_are_as_large_as_asked_and_not_alike():
     assert len(set(prints)) == 260
 
 
+@pytest.mark.parametrize("model", ["recursive", "transformer", "act"])
+def test_every_network_answers_each_cell_of_the_board(made, model):
+    options = dataclasses.replace(PRESETS["demo"], model=model, hidden=8)
+
+    def answer(boards):
+        network = puzzles.make_model(PUZZLE, options, 6)
+        state, q = network.advance(network.start(boards), boards)
+        return network.read(state), q
+
+    scores, q = jax.eval_shape(answer, jnp.asarray(made[6].boards[:5], jnp.int32))
+    assert (scores.shape, q.shape) == ((5, 36, 2), (5,))
+
+
 def test_a_network_learns_small_mazes(quick_compilation):
     small = {"hidden": 16, "size": 4, "puzzles": 500, "test_size": 100, "max_steps": 4}
     small |= {"batch_size": 32, "steps": 300, "cooldown": 100, "warmup": 20, "learning_rate": 1e-2}

@@ -1,5 +1,6 @@
 """`python -m experiments sudoku` and `mazes`, every model and rule for two updates, and how they
-stop."""
+stop.
+"""
 
 import dataclasses
 import json
@@ -54,10 +55,7 @@ def own(four):
 
 @pytest.mark.parametrize(
     ("task", "model", "rule"),
-    [
-        *(("sudoku", *kind) for kind in KINDS),
-        *(("mazes", *kind) for kind in (KINDS[0], KINDS[1], KINDS[3])),
-    ],
+    [*(("sudoku", *kind) for kind in KINDS), ("mazes", *KINDS[0])],
 )
 def test_every_model_and_rule_leaves_everything_in_its_folder(
     task, model, rule, own, tmp_path, capsys

@@ -46,8 +46,9 @@ DEMO = Mazes(
     cooldown=2000,
     checkpoint_every=2000,
     latent_steps=4,
+    max_steps=8,
 )
-LONG = {"size": 13, "puzzles": 50_000, "learning_rate": 2e-3, "average": 0.999}
+LONG = {"size": 13, "puzzles": 50_000, "max_steps": 16, "learning_rate": 2e-3, "average": 0.999}
 PAPER = LONG | {"size": 30, "puzzles": 1000, "test_size": 1000, "shortest": 110, "rings": 0.02}
 PAPER |= {"hidden": 512, "layers": 2, "expand": 3, "cycles": 3, "weight_decay": 1.0}
 PAPER |= {"cooldown": 0, "warmup": 2000, "learning_rate": 1e-4}
