@@ -17,7 +17,7 @@ from actjax.tasks.puzzles import Puzzles
 from experiments.reasoners import judge, start_judging
 
 LEVELS = np.arange(-2, 12.5, 0.5)
-SPARE = 0.001  # of the accuracy at M steps, may be lost on validation boards
+SPARE = 0.001  # of the best accuracy on validation boards, may be lost
 
 
 class Trace(NamedTuple):
@@ -74,13 +74,11 @@ def early(found: Trace, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose(found: Trace, *, spare: float = SPARE) -> float:
-    """The level with the fewest steps that loses no more than `spare` to always taking M."""
-    good = [level for level in LEVELS if _mean(found, level) >= found.right[-1].mean() - spare]
+    """The level with the fewest steps that loses no more than `spare` to the best, or to always
+    taking M: where more steps than a board needs make it worse, that is no measure."""
+    right = np.array([early(found, level)[0].mean() for level in LEVELS])
+    good = LEVELS[right >= max(right.max(), found.right[-1].mean()) - spare]
     return float(min(good, default=LEVELS[-1], key=lambda level: stops(found, level).mean()))
-
-
-def _mean(found: Trace, level: float) -> float:
-    return early(found, level)[0].mean()
 
 
 def evaluate(validation: Trace, test: Trace, difficulty: np.ndarray) -> dict[str, Any]:

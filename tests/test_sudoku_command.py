@@ -165,6 +165,8 @@ def test_the_level_is_the_cheapest_that_spares_no_accuracy():
     assert stopping.choose(found) == 2.0  # below it the third board stops before it is right
     assert stopping.stops(found, 2.0).tolist() == [2, 1, 3]
     assert stopping.choose(found, spare=0.4) < 2
+    spoilt = np.array([*right[:3], [False] * 3])  # by a step more than it needs
+    assert stopping.choose(found._replace(right=spoilt)) == 2.0
     result = stopping.evaluate(found, found, np.array([3, 3, 5]))
     assert (result["accuracy"], result["steps"], result["level"]) == (1.0, 2.0, 2.0)
     np.testing.assert_allclose(result["by_steps_allowed"], [1 / 3, 2 / 3, 1, 1])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from actjax.tasks.batch import Batch
@@ -19,8 +20,8 @@ class Puzzles(NamedTuple):
       solutions: integers ``[P, cells]``, the answer for each cell, counted from 1.
     """
 
-    boards: Array
-    solutions: Array
+    boards: Array | np.ndarray
+    solutions: Array | np.ndarray
 
     @property
     def size(self) -> int:
