@@ -120,6 +120,7 @@ def make(size: int, count: int, seed: int, *, shortest: int = 2, rings: float = 
       >>> mazes.boards.shape, bool((moves(mazes) >= 12).all())
       ((100, 81), True)
     """
+    check_positive("size", size)
     if size < 3:
         raise ValueError(f"size must be at least 3, got {size!r}.")
     check_positive("count", count)
