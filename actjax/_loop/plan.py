@@ -15,7 +15,8 @@ from actjax._loop.transpose import SplitStep
 from actjax.halting import Rule, halting_dtype
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
-_MANY_LATE_ROWS = 4096  # on an accelerator, where adding the products up is felt
+_MANY_LATE_ROWS = 4096  # on an accelerator, where adding the products up is felt, in long runs
+_LONG = 16  # inputs a lane
 _BLOCK = 4  # iterations, on an accelerator, between two looks at whether all is done
 _UNROLLED = 400  # equations of as many steps as a block has
 _LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would be felt
@@ -159,7 +160,8 @@ def make_plan(
             min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
         )
     segment = min(segment, bound)
-    chunk = min(max(1, (_MANY_LATE_ROWS if accelerated else _LATE_ROWS) // lanes), segment)
+    late_rows = _MANY_LATE_ROWS if accelerated and least >= _LONG else _LATE_ROWS
+    chunk = min(max(1, late_rows // lanes), segment)
     if sum(leaf.size for leaf in data.weights) >= _LARGE:
         chunk = min(chunk, least)  # full after one step an input
     block = max(1, min(_BLOCK, least // 2, _UNROLLED // split.equations)) if accelerated else 1
