@@ -35,6 +35,7 @@ import card
 import jax
 import numpy as np
 from accelerator_rows import LEVELS, SETTINGS, Row
+from hlo import loops
 from timing import ROOT
 
 import actjax
@@ -193,7 +194,8 @@ def measured(run: Run, row: Row, level: str) -> dict:
         if row.profiled and level == next(iter(row.carries)):
             found |= card.profile(lambda: counted(1))
             if not found.get("kernels"):
-                found["launches_in_loops"] = card.bodies(row.program.compiled)
+                text = row.program.compiled.as_text()
+                found["launches_in_loops"] = [loop.launches for loop in loops(text)]
     except Exception as error:
         return found | {"error": card.in_short(error)}
     return found | derived(run, row, found)

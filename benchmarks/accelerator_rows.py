@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import card
 import jax
@@ -16,7 +17,7 @@ from loops import masked_scan, nested_while, with_loop
 
 import actjax
 from actjax import losses, training
-from actjax.learned import CoordinatewiseLSTM, lstm_optimizer
+from actjax.learned import CoordinatewiseLSTM, columns, lstm_optimizer
 from actjax.nn.kernel import kernel_supports
 from actjax.tasks import parity
 
@@ -289,21 +290,28 @@ def lfact_rows(small: bool) -> Iterator[Row]:
 
 def optimizer_rows(small: bool) -> Iterator[Row]:
     """One update of models of so many parameters: bytes are of the state, read and written."""
+    learned = functools.partial(lstm_optimizer, CoordinatewiseLSTM(rngs=nnx.Rngs(0)))
+    ways = {
+        "learned": learned(),
+        "learned, bfloat16 state": learned(state_dtype=jnp.bfloat16),
+        "learned, no kernel": learned(),
+        "adam": optax.adam(1e-9),
+    }
     for size in (1000,) if small else (10**4, 10**5, 10**6, 10**7):
-        for way, optimizer in (
-            ("learned", lstm_optimizer(CoordinatewiseLSTM(rngs=nnx.Rngs(0)))),
-            ("adam", optax.adam(1e-9)),
-        ):
+        for way, optimizer in ways.items():
             params = {"kernel": jnp.ones((size // 2, 2))}
             carry = params, optimizer.init(params)
 
-            def run(carry, _, updates, optimizer=optimizer):
+            def run(carry, _, updates, optimizer=optimizer, way=way):
                 def update(_, carry):
                     params, state = carry
                     change, state = optimizer.update(params, state, params)
                     return optax.apply_updates(params, optax.tree.scale(1e-9, change)), state
 
-                return lax.fori_loop(0, updates, update, carry)
+                if not way.endswith("no kernel"):
+                    return lax.fori_loop(0, updates, update, carry)
+                with mock.patch.object(columns, "_kernel_for", return_value=None):
+                    return lax.fori_loop(0, updates, update, carry)
 
             moved = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))
             program = Program(f"{size} parameters, {way}", run, carry, ())

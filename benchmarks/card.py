@@ -26,6 +26,7 @@ COMMAND_BUFFERS = {
 }
 PRODUCT = re.compile(r"gemm|cutlass|xmma|nvjet|cublas|dot|matmul", re.IGNORECASE)
 OWN = re.compile(r"actjax_\w+")
+NUMBER = re.compile(r"_\d+$")
 
 
 def facts() -> dict[str, Any]:
@@ -134,7 +135,8 @@ def milliseconds(program: Program, carry=None, *, target=0.06, repeats=2) -> flo
 def profile(call: Callable[[], Any]) -> dict[str, Any]:
     """The kernels of one call on a GPU: how many, how many products, how busy; {} elsewhere.
 
-    `own_us` has the time of this project's own kernels, by name.
+    `own_us` has the time of this project's own kernels, by name, and `longest_us` that of the
+    names that take most, without the number that XLA gives to kernels alike.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -156,6 +158,11 @@ def profile(call: Callable[[], Any]) -> dict[str, Any]:
     for name, _, duration in kernels:
         if found := OWN.search(name):
             own_us[found.group()] = own_us.get(found.group(), 0) + duration / 1e3
+    of_name: dict[str, float] = {}
+    for name, _, duration in kernels:
+        alike = NUMBER.sub("", name)
+        of_name[alike] = of_name.get(alike, 0) + duration / 1e3
+    longest = sorted(of_name.items(), key=lambda entry: -entry[1])[:12]
     begin = min(start for _, start, _ in events)
     end = max(start + duration for _, start, duration in events)
     return {
@@ -164,6 +171,7 @@ def profile(call: Callable[[], Any]) -> dict[str, Any]:
         "products": sum(bool(PRODUCT.search(name)) for name, _, _ in kernels),
         "busy": _covered(kernels) / max(1, end - begin),
         "own_us": own_us,
+        "longest_us": dict(longest),
     }
 
 
@@ -174,21 +182,6 @@ def _covered(events) -> float:
         covered += max(0.0, start + duration - max(start, until))
         until = max(until, start + duration)
     return covered
-
-
-def bodies(compiled) -> list[int]:
-    """Launches in each loop's body, counted in the program: where no profile can be read."""
-    text = compiled.as_text()
-    names = set(re.findall(r"body=%?([\w.\-]+)", text))
-    launch = re.compile(r"= \S+ (?:fusion|custom-call|dot|copy|scatter|sort|reduce)\(")
-    counts, current = {}, None
-    for line in text.splitlines():
-        if header := re.match(r"%?([\w.\-]+) \(.*\{$", line):
-            current = header.group(1)
-            counts[current] = 0
-        elif current and launch.search(line):
-            counts[current] += 1
-    return sorted(counts[name] for name in names if name in counts)
 
 
 # --- Ceilings ------------------------------------------------------------------------------------

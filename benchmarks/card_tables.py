@@ -1,4 +1,4 @@
-"""The tables of a card: `accelerator.py` and `kernel_check.py`."""
+"""The tables of a card: `accelerator.py`, `launches.py` and `kernel_check.py`."""
 
 from benchmarks.table_parts import head, line, short
 
@@ -21,13 +21,7 @@ def accelerator(results: dict) -> str:
             grid = f"10,000 updates of all: {minutes:.1f} min" if minutes else ""
             cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(1e3 * row["ms"])
             lines.append(line((*cells, grid)))
-    titles = "a step of the learned optimizer, ms", "over its bytes", "of Adam, ms"
-    lines += ["", *head(("parameters", *titles))]
-    steps = {(r["name"], r["way"]): r for r in rows if r["group"] == "optimizer"}
-    for name in dict.fromkeys(name for name, _ in steps):
-        own = steps[name, "learned"]
-        cells = short(own["ms"]), f"{own['over_bytes']:.1f}", short(steps[name, "adam"]["ms"])
-        lines.append(line((name, *cells)))
+    lines += ["", *_optimizers(rows)]
     lines += ["", "| others | | |", "|---|---|---|"]
     for row in rows:
         if row["group"] == "lfact":
@@ -45,6 +39,31 @@ def accelerator(results: dict) -> str:
     return "\n" + "\n".join(lines)
 
 
+def _optimizers(rows: list[dict]) -> list[str]:
+    """A step of each optimizer, by parameters; columns of those that were measured."""
+    steps = {(r["name"], r["way"]): r for r in rows if r["group"] == "optimizer"}
+    ways = {
+        "learned": "a step of the learned optimizer, ms",
+        "learned, bfloat16 state": "state in bfloat16, ms",
+        "learned, no kernel": "without the kernel, ms",
+        "adam": "of Adam, ms",
+    }
+    ways = {way: title for way, title in ways.items() if any(way == found for _, found in steps)}
+    titles = []
+    for way, title in ways.items():
+        titles += [title] if way == "adam" else [title, "over its bytes"]
+    lines = [*head(("parameters", *titles))]
+    for name in dict.fromkeys(name for name, _ in steps):
+        cells = [name]
+        for way in ways:
+            found = steps.get((name, way), {})
+            cells.append(short(found["ms"]) if found else "")
+            if way != "adam":
+                cells.append(f"{found['over_bytes']:.1f}" if found else "")
+        lines.append(line(cells))
+    return lines
+
+
 def _on_card(row: dict) -> str:
     """A line for a training step; launches are told where the profile saw them one by one."""
     graph = row["way"].endswith("buffers") or row["way"] == "kernel"
@@ -55,6 +74,23 @@ def _on_card(row: dict) -> str:
     over = f"{row['over_plain']:.2f}" if "over_plain" in row else ""
     cells = row["name"], row["way"], f"{row['mean_ponder']:.2f}", short(row["ms"]), over
     return line((*cells, launches, busy))
+
+
+def launches(results: dict) -> str:
+    """What a training step launches and moves, as it is compiled, beside the plain network's."""
+    plain = {row["name"]: row for row in results["rows"] if row["way"] == "plain"}
+    titles = "launches an iteration", "MB an iteration", "launches a step", "MB a step"
+    lines = head(("setting", "loop", *titles, "launches / (N × plain)", "MB / (N × plain)"))
+    for row in results["rows"]:
+        cells = [row["name"], row["way"]]
+        cells += [short(row[unit]) for unit in ("launches", "megabytes")]
+        cells += [f"{row[f'{unit} a step']:,.0f}" for unit in ("launches", "megabytes")]
+        for unit in ("launches", "megabytes"):
+            known = row["way"] != "plain" and row["name"] in plain
+            least = results["ponder"] * plain[row["name"]][f"{unit} a step"] if known else None
+            cells.append(f"{row[f'{unit} a step'] / least:.2f}" if known else "")
+        lines.append(line(cells))
+    return "\n" + "\n".join(lines)
 
 
 def kernel(results: dict) -> str:

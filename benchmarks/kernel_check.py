@@ -1,13 +1,17 @@
-"""`loop="kernel"` on a card: whether it is right, and how it is best cut.
+"""The kernels on a card, `loop="kernel"` and the learned optimizer's: right, and how best cut.
 
-    python benchmarks/kernel_check.py --check --tune [--seconds 200] [--out FILE] [--quick]
+    python benchmarks/kernel_check.py --check --tune [--optimizer] [--seconds 200] [--out FILE]
+                                      [--quick]
 
 --check  the kernel beside `while` and `scan`, forward and gradients, for all cells and dtypes, with
          float32 products ("highest") and with the default ones. `apart` is the largest norm of a
          difference to the scan at "highest", over the scan's norm; `steps` the share of inputs at
-         which N is the same. In bfloat16 `while` shows what rounding alone does.
+         which N is the same. In bfloat16 `while` shows what rounding alone does. Of the optimizer
+         the memory and the updates after some steps, beside the plain step at "highest".
 --tune   the time of loss and gradient at GRU 128, T 50, mean N 2, for ways to cut the kernels,
-         with each kernel's own time from the profile.
+         with each kernel's own time from the profile; and of the optimizer's step, with the time
+         it takes to copy as many bytes.
+--optimizer  of these the optimizer's alone.
 
 Where time is short the rows that come last are left out.
 """
@@ -28,6 +32,8 @@ from jax import lax
 
 import actjax
 from actjax._loop.kernel_plan import Tuning
+from actjax.learned import CoordinatewiseLSTM, columns
+from actjax.learned import kernel as optimizer_kernel
 from actjax.nn import kernel
 
 CHECKED = {
@@ -63,6 +69,13 @@ HALVED = {  # in bfloat16
     "read again": Tuning(resident=False, back_resident=False),
     "tiles of 128": Tuning(units=128),
 }
+
+OPTIMIZERS = {
+    "optimizer": ({}, jnp.float32),
+    "optimizer, bfloat16": ({}, jnp.bfloat16),
+    "optimizer, moments": ({"preprocess": "adam", "see_scale": True}, jnp.float32),
+}
+CUTS = [{}, *({"width": w, "warps": n} for w, n in ((64, 2), (64, 4), (128, 8), (256, 8), (32, 1)))]
 
 
 def network(cell, hidden, features=8, bias=1.0, factor=1.0, seed=0, **options):
@@ -160,11 +173,12 @@ def check(deadline: float, quick: bool) -> list[dict]:
     return rows
 
 
-def difference(found, known) -> dict:
-    def apart(a, b):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+def apart(a, b) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
 
+
+def difference(found, known) -> dict:
     (outputs, ponder, grads), (outputs_known, ponder_known, grads_known) = found, known
     leaves = zip(jax.tree.leaves(grads), jax.tree.leaves(grads_known), strict=True)
     return {
@@ -230,6 +244,89 @@ def tune(deadline: float, quick: bool) -> list[dict]:
     return rows
 
 
+# --- The learned optimizer's ---------------------------------------------------------------------
+
+
+def optimizer_steps(name: str, case: str, size: int, cut: dict | None, precision="default"):
+    """Steps of `size` parameters by the kernel so cut, or plain where `cut` is None."""
+    options, dtype = OPTIMIZERS[case]
+    made = CoordinatewiseLSTM(rngs=nnx.Rngs(0), **options)
+    cut = cut if cut is None else cut | {"interpret": jax.default_backend() != "gpu"}
+    step = columns.plain_step if cut is None else functools.partial(optimizer_kernel.advance, **cut)
+    gradient = 1e-2 * jax.random.normal(jax.random.key(0), (size,))
+    scale = gradient if made.see_scale else None
+
+    def run(carry, gradient, updates):
+        def update(n, carry):
+            shown = gradient * jnp.cos(n.astype(gradient.dtype))
+            return step(made, carry[1][0] < 1, carry[0], shown, (None, scale))
+
+        with jax.default_matmul_precision(precision):
+            return lax.fori_loop(0, updates, update, carry)
+
+    memory = columns.empty_memory(made, gradient, dtype)
+    return Program(name, run, (memory, jnp.zeros(size)), gradient)
+
+
+def check_optimizer(deadline: float, quick: bool) -> list[dict]:
+    if time.perf_counter() > deadline:
+        return []
+    ways = {"plain": None, "kernel": {}}
+    found = [
+        (case, f"{way}, {precision}", optimizer_steps(case, case, size, cut, precision))
+        for size in (300 if quick else 100_001,)
+        for case in list(OPTIMIZERS)[: 2 if quick else None]
+        for precision in ("highest", "default")[: 1 if quick else None]
+        for way, cut in ways.items()
+    ]
+    card.compile_all([program for *_, program in found])
+    rows, known = [], {}
+    for case, way, program in found:
+        row = {"case": case, "loop": way, "compile_s": program.compile_s}
+        rows.append(row)
+        if program.error or time.perf_counter() > deadline:
+            row["error"] = program.error or "no time"
+            continue
+        result = jax.device_get(program.call()(20))
+        known.setdefault(case, result)
+        row |= dict(zip(("memory", "updates"), map(apart, result, known[case]), strict=True))
+    return rows
+
+
+def tune_optimizer(deadline: float, quick: bool) -> list[dict]:
+    size, rows = 300 if quick else 4_000_000, []
+    cuts = [None, *CUTS[: 1 if quick else None]]
+    shown = lambda cut: "plain" if cut is None else " x ".join(map(str, cut.values())) or "default"
+    programs = [
+        optimizer_steps(f"{case}: {shown(cut)}", case, size, cut)
+        for case in list(OPTIMIZERS)[: 1 if quick else None]
+        for cut in cuts
+    ]
+    for begin in range(0, len(programs), len(cuts)):
+        if time.perf_counter() > deadline:
+            break
+        group = programs[begin : begin + len(cuts)]
+        memory = group[0].carry[0]
+        copy = Program(f"{size} parameters, a copy", _copied, memory, ())
+        card.compile_all([*group, copy])
+        for program in [copy, *group]:
+            row = {"way": program.name, "batch": size, "compile_s": program.compile_s}
+            rows.append(row)
+            try:
+                if program.error or time.perf_counter() > deadline:
+                    raise RuntimeError(program.error or "no time")
+                row["ms"] = card.milliseconds(program, target=0.03)
+            except Exception as error:
+                row["error"] = card.in_short(error)
+            program.compiled = program.carry = None  # its memory is large
+    return rows
+
+
+def _copied(memory, _, updates):
+    """Reads and writes all of it, as a step does at least."""
+    return lax.fori_loop(0, updates, lambda n, memory: memory + n.astype(memory.dtype), memory)
+
+
 # --- Tables --------------------------------------------------------------------------------------
 
 
@@ -244,6 +341,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--optimizer", action="store_true")
     parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
@@ -253,15 +351,21 @@ def main(arguments=None):
     print(result["device"], result["driver"], result["versions"])
     if options.check:
         share = 0.45 if options.tune else 1
-        result["check"] = check(began + share * options.seconds, options.quick)
+        until = began + share * options.seconds
+        result["check"] = [] if options.optimizer else check(until, options.quick)
         print("\ncase, loop; N alike; apart: outputs, remainders, gradients; compilation, s")
         forms = {"case": "24", "loop": "16", "steps": "6.3f", "outputs": "8.1e"}
         show(
             result["check"],
             forms | dict.fromkeys(("remainder", "gradients"), "8.1e") | {"compile_s": "6.1f"},
         )
+        result["optimizer"] = check_optimizer(until, options.quick)
+        print("\ncase, way; apart: memory, updates; compilation, s")
+        forms = {"case": "24", "loop": "16", "memory": "8.1e", "updates": "8.1e"}
+        show(result["optimizer"], forms | {"compile_s": "6.1f"})
     if options.tune:
-        rows = result["tune"] = tune(began + options.seconds, options.quick)
+        until = began + options.seconds
+        rows = result["tune"] = [] if options.optimizer else tune(until, options.quick)
         for row in rows:
             for name in ("advance", "retreat", "weights"):
                 if found := row.get("own_us", {}).get(f"actjax_{name}"):
@@ -272,6 +376,10 @@ def main(arguments=None):
         forms = {"way": "30", "batch": "5", "ms": "8.3f"}
         forms |= dict.fromkeys(("advance", "retreat", "weights"), "8.3f")
         show(rows, forms | {"kernels": "6", "compile_s": "6.1f"})
+        result["tune_optimizer"] = tune_optimizer(until, options.quick)
+        print("\nway (columns x warps of a program), parameters; ms; compilation")
+        forms = {"way": "34", "batch": "9", "ms": "8.3f", "compile_s": "6.1f"}
+        show(result["tune_optimizer"], forms)
     result["wall_s"] = time.perf_counter() - began
     print(f"\n{result['wall_s']:.0f} s")
     if options.out:

@@ -45,6 +45,8 @@ from actjax import training
 from actjax.halting import Threshold
 from actjax.tasks.sudoku import Puzzles
 from experiments import stopping
+from experiments.options import as_json
+from experiments.reasoners import supervised
 from experiments.record import environment, print_table, read_json
 from experiments.tasks import sudoku
 
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None):
     )
     print_table("An update of deep supervision", [_update_cells(row) for row in updates])
     given = {name: _text(value) for name, value in vars(arguments).items()}
-    config = sudoku.as_json("sudoku", options)
+    config = as_json("sudoku", options)
     versions = environment()["versions"]
     if importlib.util.find_spec("torch"):
         versions["torch"] = importlib.metadata.version("torch")
@@ -255,7 +257,7 @@ def _ours(train_step, state, puzzles: Puzzles):
 
 def _first_loss(state):
     lanes = state.extra.extra
-    return sudoku.supervised(state.model, lanes.batch, lanes.carried)[0]
+    return supervised(state.model, lanes.batch, lanes.carried)[0]
 
 
 def _torch_updates(options, puzzles: Puzzles, state, compiled: bool):

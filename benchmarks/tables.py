@@ -17,7 +17,7 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.card_tables import accelerator, kernel  # noqa: E402
+from benchmarks.card_tables import accelerator, kernel, launches  # noqa: E402
 from benchmarks.table_parts import head, line, short  # noqa: E402
 from experiments.show import pages  # noqa: E402
 
@@ -270,6 +270,7 @@ TABLES = {
     "processes": (processes, "Training in one process and in two that train together"),
     "learned": (learned, "Learned optimizers"),
     "accelerator": (accelerator, "Training steps"),
+    "launches": (launches, "A training step at a mean of two ponder steps, compiled for an H200"),
     "kernel-check": (kernel, "The adaptive loop as one kernel each way"),
 }
 

@@ -1,4 +1,4 @@
-"""The networks that solve Sudoku step by step, and what each halting rule trains them by.
+"""The networks that solve puzzles step by step, and what each halting rule trains them by.
 
 A `Reasoner` goes on from its last answer, in whole boards: any of the cores below, under any rule.
 
@@ -14,6 +14,7 @@ A `Reasoner` goes on from its last answer, in whole boards: any of the cores bel
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,9 +26,30 @@ from jax import Array, lax
 import actjax
 from actjax import halting
 from actjax.tasks.batch import Batch
-from actjax.tasks.sudoku import units
 
 HALT_BIAS = {"threshold": -5.0, "graves": -1.0, "pondernet": -1.0}  # nothing halts too early
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """What networks must know of the boards of a task.
+
+    Attributes:
+      size: lines of a board.
+      symbols: what a cell may show, counted from 0.
+      classes: answers for a cell, counted from 0.
+      places: `size -> ` lines that each cell is in, say its row and its column, each counted from
+        0: int32 ``[kinds, cells]``.
+    """
+
+    size: int
+    symbols: int
+    classes: int
+    places: Callable[[int], Array]
+
+    @property
+    def cells(self) -> int:
+        return self.size**2
 
 
 # --- Cores: start(boards) -> state, advance(state, boards) -> (state, q), read(state) -> logits --
@@ -60,13 +82,34 @@ def _on_rows(call, x: Array) -> Array:
 class Mixer(nnx.Module):
     """A mix over cells and one over features, each added and normalised after, as TRM's."""
 
-    def __init__(self, cells: int, features: int, expand: int, *, rngs: nnx.Rngs):
-        self.cells = SwiGLU(cells, expand, rngs=rngs)
+    def __init__(self, board: Board, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.cells = SwiGLU(board.cells, expand, rngs=rngs)
         self.features = SwiGLU(features, expand, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         x = _normalised(x + self.cells(x.swapaxes(1, 2)).swapaxes(1, 2))
         return _normalised(x + self.features(x))
+
+
+class NearMixer(nnx.Module):
+    """The same where a cell is mixed with the eight around it, by a depthwise 3 x 3 convolution."""
+
+    def __init__(self, board: Board, features: int, expand: int, *, rngs: nnx.Rngs):
+        self.size = board.size
+        # of unit variance for one of unit variance, as Lecun's are
+        self.cells = nnx.Param(jax.random.normal(rngs.params(), (3, 3, features)) / 3)
+        self.features = SwiGLU(features, expand, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = _normalised(x + self._mixed(x))
+        return _normalised(x + self.features(x))
+
+    def _mixed(self, x: Array) -> Array:
+        # nine shifts, which fuse: a grouped convolution is several times as slow on a CPU
+        size, weights = self.size, self.cells[...]
+        grids = jnp.pad(x.reshape(len(x), size, size, -1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = lambda i, j: grids[:, i : i + size, j : j + size] * weights[i, j]
+        return sum(shifted(i, j) for i in range(3) for j in range(3)).reshape(x.shape)
 
 
 def _normalised(x: Array) -> Array:
@@ -78,20 +121,21 @@ class RecursiveCore(nnx.Module):
 
     def __init__(
         self,
-        size: int,
+        board: Board,
         hidden: int,
         *,
         layers: int,
         expand: int,
+        mixer: Callable[..., nnx.Module] = Mixer,
         bias: float,
         rngs: nnx.Rngs,
         **limits: int,
     ):
-        mixers = [Mixer(size * size, hidden, expand, rngs=rngs) for _ in range(layers)]
+        mixers = [mixer(board, hidden, expand, rngs=rngs) for _ in range(layers)]
         network = nnx.Sequential(*mixers)
-        self.embed = _embed(size, hidden, rngs)
+        self.embed = _embed(board, hidden, rngs)
         self.recursive = actjax.Recursive(network, hidden, halt_bias=bias, rngs=rngs, **limits)
-        self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
+        self.digits = nnx.Linear(hidden, board.classes, use_bias=False, rngs=rngs)
 
     def start(self, boards: Array) -> Any:
         return self.recursive.start(self.embed(boards))
@@ -120,10 +164,11 @@ class TransformerCore(nnx.Module):
     It is shown the board anew at every step, as looped transformers are.
     """
 
-    def __init__(self, size: int, hidden: int, heads: int, bias: float, *, rngs: nnx.Rngs):
-        self.size = size
-        self.embed = _embed(size, hidden, rngs)
-        self.places = nnx.Embed(3 * size, hidden, rngs=rngs)  # row, column and box of a cell
+    def __init__(self, board: Board, hidden: int, heads: int, bias: float, *, rngs: nnx.Rngs):
+        self.board = board
+        self.embed = _embed(board, hidden, rngs)
+        kinds = len(board.places(board.size))
+        self.places = nnx.Embed(kinds * board.size, hidden, rngs=rngs)
         self.transformer = actjax.UniversalTransformer(
             hidden,
             heads,
@@ -133,7 +178,7 @@ class TransformerCore(nnx.Module):
             block=NormedBlock(hidden, heads, rngs=rngs),
             rngs=rngs,
         )
-        self.digits = nnx.Linear(hidden, size, use_bias=False, rngs=rngs)
+        self.digits = nnx.Linear(hidden, board.classes, use_bias=False, rngs=rngs)
 
     def start(self, boards: Array) -> Any:
         zeros = jnp.zeros((*boards.shape, self.transformer.features))
@@ -141,7 +186,8 @@ class TransformerCore(nnx.Module):
 
     def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
         x, n = state
-        places = units(self.size) + self.size * jnp.arange(3)[:, None]
+        places = self.board.places(self.board.size)
+        places += self.board.size * jnp.arange(len(places))[:, None]
         x = x + self.embed(boards) + self.places(places).sum(0)[None]
         x, logits = self.transformer.apply(x, n + 1, jnp.ones(boards.shape, bool))
         return (x, n + 1), logits.mean(1)
@@ -153,27 +199,27 @@ class TransformerCore(nnx.Module):
 class CellCore(nnx.Module):
     """A GRU that sees the whole board at every step."""
 
-    def __init__(self, size: int, hidden: int, bias: float, *, rngs: nnx.Rngs):
-        self.size = size
-        self.cell = nnx.GRUCell(size * size * (size + 1), hidden, rngs=rngs)
+    def __init__(self, board: Board, hidden: int, bias: float, *, rngs: nnx.Rngs):
+        self.board = board
+        self.cell = nnx.GRUCell(board.cells * board.symbols, hidden, rngs=rngs)
         self.halt = nnx.Linear(hidden, 1, bias_init=nnx.initializers.constant(bias), rngs=rngs)
-        self.digits = nnx.Linear(hidden, size**3, rngs=rngs)
+        self.digits = nnx.Linear(hidden, board.cells * board.classes, rngs=rngs)
 
     def start(self, boards: Array) -> Any:
         return jnp.zeros((len(boards), self.cell.hidden_features))
 
     def advance(self, state: Any, boards: Array) -> tuple[Any, Array]:
-        x = jax.nn.one_hot(boards, self.size + 1).reshape(len(boards), -1)
+        x = jax.nn.one_hot(boards, self.board.symbols).reshape(len(boards), -1)
         state, _ = self.cell(state, x)
         return state, self.halt(state)[:, 0]
 
     def read(self, state: Any) -> Array:
-        return self.digits(state).reshape(len(state), self.size**2, self.size)
+        return self.digits(state).reshape(len(state), self.board.cells, self.board.classes)
 
 
-def _embed(size: int, hidden: int, rngs: nnx.Rngs) -> nnx.Embed:
-    """Of a hole and of the digits."""
-    return nnx.Embed(size + 1, hidden, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+def _embed(board: Board, hidden: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """Of what a cell shows."""
+    return nnx.Embed(board.symbols, hidden, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -201,7 +247,7 @@ class Solver:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerStep:
-    """A core's step that keeps its answer, digits from 1, and says 1 once q is over a level."""
+    """A core's step that keeps its answer, counted from 1, and says 1 once q is over a level."""
 
     level: float
 
@@ -265,7 +311,7 @@ def make_pondered(rule: str, *, max_steps: int, weight: float, lanes: int | None
 
 
 def _entropy(logits: Array, targets: Array) -> Array:
-    """Of the digits, the mean over a board's cells: [rows]."""
+    """The mean over a board's cells: [rows]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(-1)
 
 
@@ -286,7 +332,7 @@ def judge(rule: str, registers: tuple[Array, Array], logits: Array, q: Array):
 
     Args:
       registers: from `start_judging` and the steps before.
-      logits: of step n, ``[rows, cells, digits]``.
+      logits: of step n, ``[rows, cells, classes]``.
       q: the halting unit's logit, ``[rows]``.
 
     Returns:

@@ -13,18 +13,18 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from actjax.tasks.sudoku import Puzzles, as_batch
+from actjax.tasks.puzzles import Puzzles
 from experiments.reasoners import judge, start_judging
 
 LEVELS = np.arange(-2, 12.5, 0.5)
-SPARE = 0.001  # of the accuracy at M steps, may be lost on validation boards
+SPARE = 0.001  # of the best accuracy on validation boards, may be lost
 
 
 class Trace(NamedTuple):
     """Every step of every board: ``M`` steps, ``P`` boards.
 
     Attributes:
-      answers: int8 ``[M, P, cells]``, digits from 1, were the step the last.
+      answers: int8 ``[M, P, cells]``, counted from 1, were the step the last.
       right: bool ``[M, P]``, whether all of them are.
       confidence: float ``[M, P]``; see `reasoners.judge`.
     """
@@ -51,7 +51,7 @@ def trace(
         carry = state, start_judging(model.read(state))
         return lax.scan(one, carry, length=max_steps)[1]
 
-    boards, count = as_batch(puzzles).inputs, len(puzzles.boards)
+    boards, count = jnp.asarray(puzzles.boards, jnp.int32), len(puzzles.boards)
     found = []
     for begin in range(0, count, rows):  # the last batch is filled with boards from the first
         places = np.arange(begin, begin + min(rows, count)) % count
@@ -74,30 +74,28 @@ def early(found: Trace, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose(found: Trace, *, spare: float = SPARE) -> float:
-    """The level with the fewest steps that loses no more than `spare` to always taking M."""
-    good = [level for level in LEVELS if _mean(found, level) >= found.right[-1].mean() - spare]
+    """The level with the fewest steps that loses no more than `spare` to the best, or to always
+    taking M: where more steps than a board needs make it worse, that is no measure."""
+    right = np.array([early(found, level)[0].mean() for level in LEVELS])
+    good = LEVELS[right >= max(right.max(), found.right[-1].mean()) - spare]
     return float(min(good, default=LEVELS[-1], key=lambda level: stops(found, level).mean()))
 
 
-def _mean(found: Trace, level: float) -> float:
-    return early(found, level)[0].mean()
-
-
-def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any]:
+def evaluate(validation: Trace, test: Trace, difficulty: np.ndarray) -> dict[str, Any]:
     """What a network does on test boards with the level that validation boards chose.
 
     Returns:
       "accuracy_always", "accuracy" (stopped early), "steps" and their standard errors, "level";
       "by_steps_allowed", the accuracy at n = 1 .. M steps always; "by_level", accuracy and steps
-      at every level; "by_difficulty", by number of holes: steps and error, and the error if all
-      stopped after their first step.
+      at every level; "by_difficulty": steps and error, and the error if all stopped after their
+      first step.
     """
     level = choose(validation)
     right, steps = early(test, level)
     always = test.right[-1]
-    groups = {int(count): holes == count for count in np.unique(holes)}
+    groups = {int(value): difficulty == value for value in np.unique(difficulty)}
     return {
-        "boards": len(holes),
+        "boards": len(difficulty),
         "level": level,
         **_with_error("accuracy_always", always),
         **_with_error("accuracy", right),
@@ -110,13 +108,13 @@ def evaluate(validation: Trace, test: Trace, holes: np.ndarray) -> dict[str, Any
         ],
         "by_difficulty": [
             {
-                "difficulty": count,
+                "difficulty": value,
                 "boards": int(rows.sum()),
                 **_with_error("steps", steps[rows]),
                 **_with_error("error", ~right[rows]),
                 **_with_error("error_of_one_step", ~test.right[0, rows]),
             }
-            for count, rows in groups.items()
+            for value, rows in groups.items()
         ],
     }
 

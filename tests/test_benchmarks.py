@@ -8,6 +8,8 @@ import pathlib
 import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -104,6 +106,27 @@ def test_peers_without_pytorch(bench, monkeypatch):
 
 @pytest.mark.not_in(*OPTAX)
 @pytest.mark.not_in("x64", "what it measures is float32: it counts bytes")
+def test_a_loop_moves_the_rows_that_it_writes(bench):
+    """Not the buffer that they are written into, nor one that a row is read of."""
+    import hlo
+
+    def fill(rows):
+        def put(carry):
+            i, row, buffer = carry
+            row = jnp.tanh(row + rows[i])
+            return i + 1, row, jax.lax.dynamic_update_index_in_dim(buffer, row, i, 0)
+
+        busy = lambda carry: (carry[0] < 100) & (carry[1][0] < 9)
+        return jax.lax.while_loop(busy, put, (0, rows[0], rows * 0))[2]
+
+    text = jax.jit(fill).lower(jnp.ones((100, 1 << 16))).compile().as_text()
+    [loop] = hlo.loops(text)
+    row = 4e-6 * (1 << 16)
+    assert 2 <= loop.launches <= 8 and not loop.inside
+    assert 3 * row <= loop.megabytes <= 12 * row
+    assert hlo.size("(f32[2,3]{1,0}, bf16[4]{0}, /*index=5*/pred[])") == 24 + 8 + 1
+
+
 def test_accelerator(bench, tmp_path, capsys):
     import accelerator
     import kernel_check
@@ -138,12 +161,15 @@ def test_accelerator(bench, tmp_path, capsys):
     assert [row["loop"] for row in result["check"]] == ["scan", "kernel"]
     assert max(row["gradients"] for row in result["check"]) < 1e-5
     assert [row["way"] for row in result["tune"]] == ["while", "default"]
-    assert not [row for row in result["tune"] if "error" in row]
+    assert [row["loop"] for row in result["optimizer"]] == 2 * ["plain, highest", "kernel, highest"]
+    assert max(row["memory"] for row in result["optimizer"]) < 1e-2  # a rounding to bfloat16
+    assert max(row["updates"] for row in result["optimizer"][:2]) < 1e-5
+    assert not [row for row in result["tune"] + result["tune_optimizer"] if "error" in row]
 
 
 def test_benchmarks_run_from_a_clone():
     """Where nothing is installed, a script must find the packages beside it before it asks."""
-    ways = {"sys.path.insert", "timing", "ponder", "card", "accelerator_rows"}
+    ways = {"sys.path.insert", "timing", "ponder", "card", "accelerator_rows", "hlo"}
     for path in BENCHMARKS.glob("*.py"):
         if "__main__" not in path.read_text():
             continue  # imported by others

@@ -13,7 +13,7 @@ from flax import nnx
 
 import actjax
 from actjax import losses, training
-from actjax.tasks import addition, logic, parity, sort, sudoku, text
+from actjax.tasks import Puzzles, addition, logic, mazes, parity, sort, sudoku, text
 from tests.conftest import MODES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -180,11 +180,13 @@ def test_losses_budgets_and_tasks(mode):
         jax.eval_shape(everything_else)
 
 
-@pytest.mark.parametrize("task", [addition, logic, parity, sort, text, sudoku])
+@pytest.mark.parametrize("task", [addition, logic, parity, sort, text, sudoku, mazes])
 def test_a_batch_is_the_same_under_x64(task):
+    boards = Puzzles(np.eye(2, 16, dtype=int), np.ones((2, 16), int))
     options = {
         text: {"text": jnp.arange(100, dtype=jnp.uint8), "window": 5},
-        sudoku: {"puzzles": sudoku.Puzzles(np.eye(2, 16, dtype=int), np.ones((2, 16), int))},
+        sudoku: {"puzzles": boards},
+        mazes: {"puzzles": boards},
     }.get(task, {})
     found = []
     for x64 in (False, True):

@@ -21,7 +21,7 @@ from jax import export
 import actjax
 from actjax import budget, learned, losses, training
 from actjax.learned import problems
-from actjax.tasks import addition, logic, parity, sort, sudoku, text
+from actjax.tasks import addition, logic, mazes, parity, sort, sudoku, text
 from tests.learned_refusals import LEARNED
 
 INTERNALS = re.compile(
@@ -294,6 +294,7 @@ KEYS = {
     "logic": lambda key: logic.sample(key, 2),
     "sort": lambda key: sort.sample(key, 2),
     "sudoku": lambda key: sudoku.sample(key, 2, puzzles=None),
+    "mazes": lambda key: mazes.sample(key, 2, puzzles=None),
     "text": lambda key: text.sample(key, 2, text=np.ones(99)),
     "pieces": lambda key: text.draw(key, 2, text=np.ones(99), window=3, apart=True),
     "horizon": lambda key: learned.HorizonPrior(0.5).sample(key),

@@ -1,4 +1,6 @@
-"""`python -m experiments sudoku`, every model and rule for two updates, and how it stops."""
+"""`python -m experiments sudoku` and `mazes`, every model and rule for two updates, and how they
+stop.
+"""
 
 import dataclasses
 import json
@@ -10,12 +12,14 @@ import pytest
 
 import actjax
 from actjax import halting
-from actjax.tasks.sudoku import Puzzles
-from experiments import reasoners, stopping
+from actjax.tasks.mazes import fingerprints
+from actjax.tasks.puzzles import Puzzles
+from experiments import reasoners, stopping, tasks
 from experiments.__main__ import main
 from experiments.data import sudoku as files
+from experiments.puzzles import restore
 from experiments.show import report
-from experiments.tasks import sudoku
+from experiments.tasks import mazes, sudoku
 from tests.test_benchmarks import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -39,11 +43,26 @@ def four(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("model", "rule"), KINDS)
-def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four, tmp_path, capsys):
-    out = tmp_path / "run"
-    argv = ["sudoku", "--model", model, "--rule", rule, "--data", str(four), *SMALL]
-    results = tmp_path / "results" / "sudoku" / "four.json"
+@pytest.fixture
+def own(four):
+    """What each task has for its own: options for boards of 4 x 4, and what tells them apart."""
+    made = ["--size", "4", "--puzzles", "40", "--test-size", "10"]
+    return {
+        "sudoku": (sudoku.PUZZLE, ["--data", str(four)], files.fingerprints),
+        "mazes": (mazes.PUZZLE, made, fingerprints),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "rule"),
+    [*(("sudoku", *kind) for kind in KINDS), ("mazes", *KINDS[0])],
+)
+def test_every_model_and_rule_leaves_everything_in_its_folder(
+    task, model, rule, own, tmp_path, capsys
+):
+    out, (puzzle, options, prints_of) = tmp_path / "run", own[task]
+    argv = [task, "--model", model, "--rule", rule, *options, *SMALL]
+    results = tmp_path / "results" / task / "four.json"
     assert main([*argv, "--out", str(out), "--results", str(results)]) == 0
     assert "test boards" in capsys.readouterr().out
     there = {"config.json", "metrics.jsonl", "evaluation.json", "summary.json", "example.json"}
@@ -52,17 +71,17 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
     assert len(found["by_steps_allowed"]) == 3 and 1 <= found["steps"] <= 3
     assert sum(row["boards"] for row in found["by_difficulty"]) == found["boards"]
 
-    options, _, parts = sudoku.restore(out)  # for the benchmark, and without training
+    options, _, parts = restore(puzzle, out)  # for the benchmark, and without training
     assert (options.model, parts["train"].size) == (model, 4)
     assert main([*argv, "--out", str(out), "--resume"]) == 0
     assert json.loads((out / "evaluation.json").read_text()) == found
     if (model, rule) == KINDS[0]:  # the others' files are alike
-        assert main(["figures", "sudoku", "--results", str(tmp_path / "results")]) == 0
+        assert main(["figures", task, "--results", str(tmp_path / "results")]) == 0
         drawn = {path.name for path in results.parent.glob("*.png")}
         assert drawn == {f"demo_4x4_{name}" for name in FIGURES}
-        page = report.build({"sudoku": sudoku.TASK}, tmp_path / "results")
+        page = report.build({task: tasks.known()[task]}, tmp_path / "results")
         assert page.count("<img") == 4 and "solved, stopped early" in page
-    prints = [set(files.fingerprints(part.boards).tolist()) for part in parts.values()]
+    prints = [set(prints_of(part.boards).tolist()) for part in parts.values()]
     assert not (prints[0] & prints[1] or prints[0] & prints[2] or prints[1] & prints[2])
 
 
@@ -73,11 +92,15 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(model, rule, four,
         ("--heads", "3", "heads must be a divisor of hidden = 64, got 3"),
         ("--devices", "3", "devices must be a divisor of batch_size = 64, got 3"),
         ("--explore", "2", "explore must be a share from 0 to 1, got 2.0"),
+        ("--size", "2", "size must be at least 3, got 2"),
+        ("--rings", "-1", "rings must be a chance from 0 to 1, got -1.0"),
+        ("--shortest", "80", "shortest must be a number of moves that mazes of 9 lines have"),
         ("--data", "/nowhere", "puzzles must be a file that can be read, got '/nowhere'"),
     ],
 )
 def test_wrong_options_are_answered_with_one_sentence(option, value, sentence, capsys):
-    assert main(["sudoku", "--model", "transformer", option, value]) == 2
+    task = "mazes" if option in ("--size", "--rings", "--shortest") else "sudoku"
+    assert main([task, "--model", "transformer", option, value]) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -142,6 +165,8 @@ def test_the_level_is_the_cheapest_that_spares_no_accuracy():
     assert stopping.choose(found) == 2.0  # below it the third board stops before it is right
     assert stopping.stops(found, 2.0).tolist() == [2, 1, 3]
     assert stopping.choose(found, spare=0.4) < 2
+    spoilt = np.array([*right[:3], [False] * 3])  # by a step more than it needs
+    assert stopping.choose(found._replace(right=spoilt)) == 2.0
     result = stopping.evaluate(found, found, np.array([3, 3, 5]))
     assert (result["accuracy"], result["steps"], result["level"]) == (1.0, 2.0, 2.0)
     np.testing.assert_allclose(result["by_steps_allowed"], [1 / 3, 2 / 3, 1, 1])

@@ -18,6 +18,7 @@ What an input leaves behind is either the mean of its states (``layers=False``) 
 *layers*, which the next input's steps look at (``layers=True``): see `unroll` and `unroll_layers`.
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -27,23 +28,24 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from actjax._layers import Layers
-from actjax._loop.lanes import (
-    Told,
-    advance,
-    emit,
-    final_state,
+from actjax._loop.blocks import (
+    advance_block,
     kept_pack,
-    no_outputs,
-    read_outputs,
-    retreat,
-    start,
-    start_back,
+    pending_pack,
+    retreat_block,
     weight_cotangents,
 )
+from actjax._loop.lanes import (
+    Told,
+    final_state,
+    no_outputs,
+    read_outputs,
+    start,
+    start_back,
+)
 from actjax._loop.once import in_forward_only, in_reverse_only
-from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan, divide, flatten, flatten_layers, join, make_plan
-from actjax._loop.rows import add, averaged, blank, is_float, like_inputs, vary
+from actjax._loop.rows import add, averaged, blank, empty, is_float, like_inputs, select, vary
 from actjax.halting import Ponder, halting_dtype
 
 _FORWARD = "loop='while' has no forward-mode derivative: use loop='scan', or reverse mode."
@@ -103,15 +105,15 @@ def _adaptive(plan: Plan, floats, others):
     data = join(floats, others)
     fixed = plan.split.hoist(data.weights)
 
-    def iteration(carry):
+    def iterations(carry):
         lanes, outputs = carry
-        lanes, emitted, _, _ = advance(plan, fixed, data, outputs, lanes)
-        return lanes, emit(plan, data, outputs, emitted)
+        lanes, outputs, _ = advance_block(plan, fixed, data, outputs, lanes)
+        return lanes, outputs
 
     zero = like_inputs(floats)
     lanes = start(plan, data, zero)
     outputs = no_outputs(plan, data, zero)
-    lanes, outputs = lax.while_loop(lambda c: _any(c[0].left > 0), iteration, (lanes, outputs))
+    lanes, outputs = lax.while_loop(lambda c: _any(c[0].left > 0), iterations, (lanes, outputs))
     told = read_outputs(plan, data, outputs)
     return final_state(plan, data, lanes, told), told, outputs.layers
 
@@ -124,21 +126,21 @@ def _adaptive_forward(plan: Plan, floats, others):
     fixed = plan.split.hoist(data.weights)
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
 
-    def iteration(carry):
+    def iterations(carry):
         j, lanes, outputs, kept = carry
-        lanes, emitted, record, residuals = advance(plan, fixed, data, outputs, lanes)
-        kept = _write(kept, j, laid.pack((record, residuals)))
-        return j + 1, lanes, emit(plan, data, outputs, emitted), kept
+        lanes, outputs, rows = advance_block(plan, fixed, data, outputs, lanes)
+        return j + plan.block, lanes, outputs, _write_rows(kept, j, rows)
 
     def one_segment(carry):
         count, _, lanes, outputs, kept, checkpoints = carry
         checkpoints = _write(checkpoints, count, lanes)
         busy = lambda carry: (carry[0] < plan.segment) & _any(carry[1].left > 0)
-        j, lanes, outputs, kept = lax.while_loop(busy, iteration, (0, lanes, outputs, kept))
+        j, lanes, outputs, kept = lax.while_loop(busy, iterations, (0, lanes, outputs, kept))
         return count + 1, j, lanes, outputs, kept, checkpoints
 
     lanes = start(plan, data, zero)
-    buffer = lambda count, like: blank(zero, (count, *like.shape), like.dtype)
+    make = empty if plan.accelerated else blank
+    buffer = lambda count, like: make(zero, (count, *like.shape), like.dtype)
     laid = kept_pack(plan)
     kept = list(map(partial(buffer, plan.segment), laid.shapes))
     checkpoints = jax.tree.map(partial(buffer, plan.segments), lanes)
@@ -148,12 +150,11 @@ def _adaptive_forward(plan: Plan, floats, others):
     else:
         carry = lax.while_loop(lambda carry: _any(carry[2].left > 0), one_segment, carry)
     count, j, lanes, outputs, kept, checkpoints = carry
-    if plan.late is not None and not plan.late.finite_at_zero:
+    if plan.late is not None and (plan.accelerated or not plan.late.finite_at_zero):
         # The last chunk is filled up with rows that give no NaN by cotangents of zero.
-        row = _read(kept, j - 1)
-        unfilled = lambda carry: carry[0] % plan.chunk != 0
-        fill = lambda carry: (carry[0] + 1, _write(carry[1], carry[0], row))
-        _, kept = lax.while_loop(unfilled, fill, (j, kept))
+        begin = (j - 1) // plan.chunk * plan.chunk
+        rows, row = _read_rows(kept, begin, plan.chunk), _read_rows(kept, j - 1, 1)
+        kept = _write_rows(kept, begin, select(begin + jnp.arange(plan.chunk) < j, rows, row))
     told = read_outputs(plan, data, outputs)
     result = final_state(plan, data, lanes, told), told, outputs.layers
     read_again = outputs._replace(told=None) if plan.layers else None
@@ -174,7 +175,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     is_blank = lambda d: isinstance(d, SymbolicZero)
     told = jax.tree.map(filled, (d_told.remainder, d_told.extra), is_leaf=is_blank)
     d_told = Told(d_states, *told, None)
-    laid, handed_on = kept_pack(plan), Pack(plan.split.pending, plan.lanes, together=plan.together)
+    laid, handed_on = kept_pack(plan), pending_pack(plan)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
@@ -182,21 +183,20 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
         j, back, kept, pending, d_weights = carry
         begin = (j - 1) // plan.chunk * plan.chunk
 
-        def iteration(carry):
+        def iterations(carry):
             j, back, kept, pending = carry
-            record, residuals = laid.unpack(_read(kept, j - 1))
-            back, new = retreat(
-                plan, fixed, data, outputs, d_told, d_layers, record, residuals, back
-            )
+            j = j - plan.block
+            rows = [_read(kept, j + k) for k in range(plan.block)]
+            back, new = retreat_block(plan, fixed, data, outputs, d_told, d_layers, rows, back)
             if plan.late is None:
-                return j - 1, back, kept, add(pending, new)
-            return j - 1, back, kept, _write(pending, j - 1 - begin, handed_on.pack(new))
+                return j, back, kept, functools.reduce(add, reversed(new), pending)
+            new = [jnp.stack(rows) for rows in zip(*map(handed_on.pack, new), strict=True)]
+            return j, back, kept, _write_rows(pending, j - begin, new)
 
         carry = j, back, kept, pending
-        j, back, kept, pending = lax.while_loop(lambda c: c[0] > begin, iteration, carry)
+        j, back, kept, pending = lax.while_loop(lambda c: c[0] > begin, iterations, carry)
         if plan.late is not None:
-            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, begin, plan.chunk)
-            record, residuals = laid.unpack(list(map(cut, kept)))
+            record, residuals = laid.unpack(_read_rows(kept, begin, plan.chunk))
             new = handed_on.unpack(pending)
             new = weight_cotangents(plan, data, outputs, record, residuals, new)
             d_weights = add(d_weights, new)
@@ -204,8 +204,8 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
 
     def again(carry):
         i, lanes, kept = carry
-        lanes, _, record, residuals = advance(plan, fixed, data, outputs, lanes)
-        return i + 1, lanes, _write(kept, i, laid.pack((record, residuals)))
+        lanes, _, rows = advance_block(plan, fixed, data, outputs, lanes, tell=False)
+        return i + plan.block, lanes, _write_rows(kept, i, rows)
 
     def one_segment(carry):
         """Undoes segment `index`, of which j iterations are kept or, where j = 0, none yet."""
@@ -263,6 +263,15 @@ def _place(cotangents, leaves):
 def _write(buffers, index, rows):
     put = lambda b, r: lax.dynamic_update_index_in_dim(b, r, index, 0)
     return jax.tree.map(put, buffers, rows)
+
+
+def _write_rows(buffers, index, rows):
+    put = lambda b, r: lax.dynamic_update_slice_in_dim(b, r, index, 0)
+    return jax.tree.map(put, buffers, rows)
+
+
+def _read_rows(buffers, index, count):
+    return jax.tree.map(lambda b: lax.dynamic_slice_in_dim(b, index, count), buffers)
 
 
 def _read(buffers, index):

@@ -1,4 +1,6 @@
-"""Explicit sharding: where arrays say how they lie on a mesh, each device loops over its own rows.
+"""What a loop has to know of the devices that it runs on.
+
+Explicit sharding: where arrays say how they lie on a mesh, each device loops over its own rows.
 
 A loop gathers rows, and JAX does not guess how the result of a gather is to be sharded. Rows do not
 interact, so there is nothing to guess here: inside `jax.shard_map` every device runs the loop on
@@ -11,6 +13,11 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+
+def accelerated() -> bool:
+    """Whether what an iteration launches costs more than what it copies."""
+    return jax.default_backend() != "cpu"
 
 
 def by_device(

@@ -122,16 +122,7 @@ def told_pack(plan: Plan, data: Data) -> Pack:
     row = lambda leaf: jax.ShapeDtypeStruct((plan.lanes, *leaf.shape[1:]), leaf.dtype)
     told = Told(list(map(row, data.state)), weight, extra, None if plan.layers else n)
     exact = plan.halt_dtype if plan.max_steps < 1 << 24 else None
-    return Pack(told, plan.lanes, together=plan.together, counts_as=exact)
-
-
-def kept_pack(plan: Plan) -> Pack:
-    """How a `Record` and the step's residuals are laid."""
-    n = jax.ShapeDtypeStruct((plan.lanes,), jnp.int32)
-    last = jax.ShapeDtypeStruct(n.shape, bool)
-    registers = jax.eval_shape(plan.rule.start, jax.ShapeDtypeStruct(n.shape, plan.halt_dtype))
-    kept = Record(n, n, last, registers), plan.split.residuals
-    return Pack(kept, plan.lanes, together=plan.together)
+    return Pack(told, plan.lanes, together=plan.accelerated, counts_as=exact)
 
 
 def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
@@ -152,7 +143,7 @@ def read_outputs(plan: Plan, data: Data, outputs: Outputs) -> Told:
     return told._replace(steps=outputs.count) if plan.layers else told
 
 
-def _inputs(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
+def inputs_at(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:
     """What the step is given beside its state: x and, with layers, those below, their count, n."""
     x = [plan.take(leaf, position) for leaf in data.xs]
     if not plan.layers:
@@ -169,7 +160,7 @@ def advance(plan: Plan, fixed: list, data: Data, outputs: Outputs, lanes: Lanes)
     """
     live = lanes.left > 0
     n = lanes.n + 1
-    x = _inputs(plan, data, outputs, lanes.position, n)
+    x = inputs_at(plan, data, outputs, lanes.position, n)
     new, halt, residuals = plan.split.forward(fixed, lanes.state, x, n == 1)
     halt = halt.astype(plan.halt_dtype)
     last = plan.rule.decide(lanes.registers, n, halt) | (n >= plan.max_steps)
@@ -325,12 +316,13 @@ def retreat(
       back: the registers after the iterations that came later.
 
     Returns:
-      The registers, and what the weights' cotangents need of this iteration: the pending arrays of
-      `SplitStep` or, where rows cannot be batched, the cotangents themselves.
+      The registers; what the weights' cotangents need of this iteration, the pending arrays of
+      `SplitStep` or, where rows cannot be batched, the cotangents themselves; and, unless inputs
+      stay on their lanes, the positions whose first step it was and the cotangents of their inputs.
     """
     live = record.position < plan.idle
     first = record.n == 1
-    x = _inputs(plan, data, outputs, record.position, record.n)
+    x = inputs_at(plan, data, outputs, record.position, record.n)
     halt, terms, recovered = plan.split.recover(fixed, residuals, x, first)
     halted = record.last & live
 
@@ -368,8 +360,7 @@ def retreat(
         d_xs = add(d_xs, dx)
     else:
         d_x = add(select(record.last, zeros(d_x), d_x), dx)
-        at = jnp.where(first, record.position, plan.idle)
-        d_xs = [plan.put(d, at, rows) for d, rows in zip(d_xs, d_x, strict=True)]
+    done = jnp.where(first, record.position, plan.idle), d_x
     if plan.queued:
         begun = live & first & (record.position % plan.time == 0)
         at = jnp.where(begun, record.position // plan.time, plan.batch)
@@ -378,23 +369,10 @@ def retreat(
         d_state = select(begun, zeros(d_state), d_state)
         d_own = select(begun, zeros(d_own), d_own)
     rest = d_x, d_xs, d_initial, d_own, d_below, d_begin
-    return Cotangents(d_registers, d_state, d_mean, *rest), pending
+    return Cotangents(d_registers, d_state, d_mean, *rest), pending, done
 
 
 def _add_known(sums: list, others: list) -> list:
     """The sums with those of the others that are not None."""
     pairs = zip(sums, others, strict=True)
     return [a if b is None else a + b.astype(a.dtype) for a, b in pairs]
-
-
-def weight_cotangents(
-    plan: Plan, data: Data, outputs: Outputs | None, record: Record, residuals: list, pending: list
-) -> list:
-    """The weights' cotangents, summed over a chunk of iterations, ``[chunk, L, ...]`` each."""
-    flat = lambda tree: jax.tree.map(lambda leaf: jax.lax.collapse(leaf, 0, 2), tree)
-    record, residuals, pending = flat((record, residuals, pending))
-    if plan.resident:
-        tile = lambda leaf: jnp.tile(leaf, (plan.chunk,) + (1,) * (leaf.ndim - 1))
-        data = data._replace(xs=list(map(tile, data.xs)))
-    x = _inputs(plan, data, outputs, record.position, record.n)
-    return plan.late.late(data.weights, residuals, x, record.n == 1, pending)

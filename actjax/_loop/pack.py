@@ -18,6 +18,8 @@ class Pack:
       like: pytree of arrays or shapes.
       rows: those that lead with so many rows are laid together, the others lie apart.
       together: whether any are.
+      most: bytes beyond which an array lies apart, as where a product reads it: out of columns it
+        would have to be copied.
       counts_as: a float dtype in which to keep integers of which a row has one; they have to be
         below 2^24.
 
@@ -25,13 +27,22 @@ class Pack:
       shapes: of the arrays that they are packed into, each of some ``[rows, columns]``.
     """
 
-    def __init__(self, like: Any, rows: int, *, together: bool, counts_as: Any = None):
+    def __init__(
+        self,
+        like: Any,
+        rows: int,
+        *,
+        together: bool,
+        most: float = math.inf,
+        counts_as: Any = None,
+    ):
         leaves, self._tree = jax.tree.flatten(like)
         self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         groups = {}
         for i, leaf in enumerate(self._leaves):
             key = i
-            if together and leaf.shape[:1] == (rows,):
+            small = leaf.size * leaf.dtype.itemsize <= most
+            if together and small and leaf.shape[:1] == (rows,):
                 key = jnp.dtype(_kept_as(leaf, counts_as))
             groups.setdefault(key, []).append(i)
         self._groups = list(groups.items())

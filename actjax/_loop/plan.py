@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from actjax._contracts import check_effects
+from actjax._loop import devices
 from actjax._loop.rows import blank, is_float, like_inputs, per_row
 from actjax._loop.transpose import SplitStep
 from actjax.halting import Rule, halting_dtype
 
 _LATE_ROWS = 512  # rows of one product of the weight cotangents
+_MANY_LATE_ROWS = 4096  # on an accelerator, where adding the products up is felt, in long runs
+_LONG = 16  # inputs a lane
+_BLOCK = 4  # iterations, on an accelerator, between two looks at whether all is done
+_UNROLLED = 400  # equations of as many steps as a block has
 _LARGE = 1 << 18  # weights, of whose products blank rows at a run's end would be felt
 _FEW_LANES = 64  # of which each may look at all
 _SEGMENT_BASE = 16
@@ -45,9 +50,12 @@ class Plan:
       rule: when an input's steps end, and with what weights.
       averaged: which of the state's floats leave their mean behind; the others leave their last.
       layers: whether inputs leave all their states behind, for the next input's steps to look at.
-      together: whether what an iteration writes lies side by side; see `Pack`.
+      accelerated: whether launches cost more than copies: what an iteration writes lies side by
+        side (see `Pack`), and what it keeps goes to memory that holds anything before.
       late: the step of `chunk` iterations' rows at once; None if the step does not allow it, and
         weight cotangents are added up at every iteration.
+      block: iterations between two looks at whether all is done, whose writes are one; `chunk` and
+        `segment` are multiples.
       segment: iterations whose residuals are kept at a time.
       segments: how many segments the longest run has.
     """
@@ -57,11 +65,12 @@ class Plan:
     rule: Rule
     averaged: tuple[bool, ...]
     layers: bool
-    together: bool
+    accelerated: bool
     batch: int
     time: int
     lanes: int
     max_steps: int
+    block: int
     chunk: int
     segment: int
     segments: int
@@ -126,7 +135,7 @@ def make_plan(
     step: Callable, data: Data, *, batch, time, lanes, max_steps, rule, averaged, segment
 ) -> Plan:
     """Traces the step and settles how much is kept at a time."""
-    layers = data.count is not None
+    layers, accelerated = data.count is not None, devices.accelerated()
     pairs = zip(averaged, data.state, strict=True)
     averaged = tuple(is_mean for is_mean, leaf in pairs if is_float(leaf))
     zero = like_inputs(data.weights, data.state, data.xs, data.below)
@@ -136,23 +145,27 @@ def make_plan(
         like = lambda leaf: jnp.broadcast_to(leaf[:1], (rows, *leaf.shape[1:]))
         x = [*data.xs, *data.below, data.count, data.count] if layers else data.xs
         state = list(map(like, data.state))
-        return SplitStep(step, data.weights, state, list(map(like, x)), first, read=averaged)
+        options = {"read": averaged, "once": accelerated}
+        return SplitStep(step, data.weights, state, list(map(like, x)), first, **options)
 
     split = split_for(lanes)
-    bound = time * max_steps
+    bound, least = time * max_steps, math.ceil(batch * time / lanes)
     if lanes < batch:  # lanes that are served from a queue are all busy until its last sequences
         bound += (batch - 1) * bound // lanes
     if segment is None:
         row_bytes = sum(math.prod(s.shape) * s.dtype.itemsize for s in split.residuals)
-        wanted = _SEGMENT_BASE + _SEGMENT_STEPS * math.ceil(batch * time / lanes)
+        wanted = _SEGMENT_BASE + _SEGMENT_STEPS * least
         segment = max(
             math.isqrt(bound),
             min(wanted, _segment_bytes(jax.local_devices()[0]) // max(1, row_bytes)),
         )
     segment = min(segment, bound)
-    chunk = min(max(1, _LATE_ROWS // lanes), segment)
+    late_rows = _MANY_LATE_ROWS if accelerated and least >= _LONG else _LATE_ROWS
+    chunk = min(max(1, late_rows // lanes), segment)
     if sum(leaf.size for leaf in data.weights) >= _LARGE:
-        chunk = min(chunk, math.ceil(batch * time / lanes))  # full after one step an input
+        chunk = min(chunk, least)  # full after one step an input
+    block = max(1, min(_BLOCK, least // 2, _UNROLLED // split.equations)) if accelerated else 1
+    chunk = math.ceil(chunk / block) * block
     segment = math.ceil(segment / chunk) * chunk
     late = None
     if split.by_rows:
@@ -163,13 +176,8 @@ def make_plan(
         else:
             late = many if many.follows(split) else None
     segments = math.ceil(bound / segment)
-    static = batch, time, lanes, max_steps, chunk, segment, segments
-    return Plan(split, late, rule, averaged, layers, _together(), *static)
-
-
-def _together() -> bool:
-    """Measured on two cores: side by side, loops are 1.05 to 1.2 times as slow, by the copies."""
-    return jax.default_backend() != "cpu"
+    static = batch, time, lanes, max_steps, block, chunk, segment, segments
+    return Plan(split, late, rule, averaged, layers, accelerated, *static)
 
 
 def _segment_bytes(device: jax.Device) -> int:

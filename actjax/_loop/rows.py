@@ -137,6 +137,11 @@ def blank(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:
     return jnp.broadcast_to(zero.astype(dtype), shape)
 
 
+def empty(zero: jax.Array, shape: Sequence[int], dtype) -> jax.Array:
+    """As `blank`, with whatever the memory holds."""
+    return vary(lax.empty(tuple(shape), dtype), zero)
+
+
 def cast(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 

@@ -6,6 +6,7 @@ Small tools for `actjax._loop.transpose`, on jaxprs whose calls are written out.
 import math
 
 import jax
+from jax import lax
 from jax.extend import core
 
 # Arithmetic that costs less to repeat than its result costs to keep.
@@ -56,13 +57,19 @@ def regroup(variables, groups):
     return [[next(variables) for _ in jax.tree.leaves(group)] for group in groups]
 
 
-def evaluate(eqns, env: dict) -> None:
-    """Runs the equations in the order given; `env` has the values of variables, and gets theirs."""
+def evaluate(eqns, env: dict, once: frozenset = frozenset()) -> None:
+    """Runs the equations in the order given; `env` has the values of variables, and gets theirs.
+
+    Args:
+      once: variables that compilers are not to work out again for each that reads them.
+    """
     for eqn in eqns:
         with eqn.ctx.manager:
             parameters = eqn.primitive.get_bind_params(eqn.params)
             made = eqn.primitive.bind(*values(eqn.invars, env), **parameters)
         made = made if eqn.primitive.multiple_results else [made]
+        if not once.isdisjoint(eqn.outvars):
+            made = lax.optimization_barrier(made)
         env.update(zip(eqn.outvars, made, strict=True))
 
 

@@ -68,8 +68,11 @@ class SplitStep:
       weights, state, x, first: example arguments; all but the weights lead with the row axis.
       read: which of the new state's floats `recover` is to give back, beside the halting
         probability.
+      once: whether what is handed on to `late` is worked out once and read from there on; a
+        compiler may find it cheaper to repeat it for each that reads it.
 
     Attributes:
+      equations: how many the step and its transpose have.
       residuals, pending: shapes and dtypes of what is kept at every iteration.
       by_rows: whether `late` may be given the rows of many iterations as one batch.
       finite_at_zero: whether `late` may be given rows that were never written, zeros. Elsewhere
@@ -85,11 +88,12 @@ class SplitStep:
         first: jax.Array,
         *,
         read: Sequence[bool],
+        once: bool = False,
     ):
         eqns, consts, inputs, outputs = _trace(step, weights, state, x, first)
         self._weights, self._state, self._x, self._first, self._cotangents = inputs
         self._new_state, self._halt, self._d_weights, self._d_state, self._d_x = outputs
-        self._eqns, self._consts = eqns, consts
+        self._eqns, self._consts, self.equations = eqns, consts, len(eqns)
         self._producer = {v: eqn for eqn in eqns for v in eqn.outvars}
 
         # What depends on the weights alone; broadcasts stay where they are used.
@@ -128,6 +132,7 @@ class SplitStep:
         kept = {*self._weights, *consts, *self._x, self._first, *self._residuals, *self._pending}
         self._late = self._slice(self._d_weights, kept)
 
+        self._once = frozenset(self._pending if once else ())
         self.halt_dtype = self._halt.aval.dtype
         self.residuals = [shape_of(v) for v in self._residuals]
         self.pending = [shape_of(v) for v in self._pending]
@@ -183,7 +188,7 @@ class SplitStep:
         """
         d_halt = d_halt.astype(self.halt_dtype)
         env = {**recovered, **dict(zip(self._cotangents, [*d_state, d_halt], strict=True))}
-        evaluate(self._whole if with_weights else self._backward, env)
+        evaluate(self._whole if with_weights else self._backward, env, self._once)
         handed_on = self._d_weights if with_weights else self._pending
         return values(self._d_state, env), values(self._d_x, env), values(handed_on, env)
 

@@ -1,19 +1,25 @@
 """The step of an optimizer at work: all coordinates in one pass over its memory.
 
 A network's gates are as large as all that it remembers. Written out for every coordinate at once
-they go to memory and back several times, which is most of the time of a step, so on a CPU the
-coordinates go through in blocks small enough for their gates to stay in cache. The memory is one
-array, since XLA then writes a block where it was read; of an array each for cells and hidden states
-it makes a copy in every block.
+they go to memory and back several times, which is most of the time of a step. So on a GPU a kernel
+takes each coordinate from its memory to its memory (`kernel`), and on a CPU the coordinates go
+through in blocks small enough for their gates to stay in cache. The memory is one array, since XLA
+then writes a block where it was read; of an array each for cells and hidden states it makes a copy
+in every block.
 """
+
+import importlib
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 from actjax.learned.network import CoordinatewiseLSTM, GroupedLSTM, LSTMState, zero_rows
 
 BLOCK = 4096  # coordinates: 1.3 MB of gates for 20 units, the fastest of 1024 to 65536 on two cores
+MOST_UNITS = 64  # whose gates a program of the kernel still holds in registers
 
 Network = CoordinatewiseLSTM | GroupedLSTM
 
@@ -47,18 +53,99 @@ def advance(
     Returns:
       The memory and the update, float [N].
     """
-    columns = memory, jnp.where(ok, gradient, 0), seen
-    runs = network.runs(gradient.shape[0])
-    whole = lambda ok, columns: _step_runs(runs, len(gradient), ok, *columns)
-    blocks = lambda ok, columns: _step_runs(runs, BLOCK, ok, *columns)
+    if len(gradient) < 2 * BLOCK:  # which is a few launches whatever is done
+        return plain_step(network, ok, memory, gradient, seen)
+    return _fastest(network, ok, memory, gradient, seen)
+
+
+@jax.custom_jvp
+def _fastest(network, ok, memory, gradient, seen):
+    """The step by the kernel on a GPU; it has no derivatives, which are those of the other ways."""
+    kernel = _kernel_for(network, memory)
+    ways = {} if kernel is None else {"cuda": _alone(kernel.advance)}
+    return _by_platform(network, ok, memory, gradient, seen, **ways)
+
+
+@_fastest.defjvp
+def _derivatives(primals, tangents):
+    return jax.jvp(_by_platform, primals, tangents)
+
+
+def _by_platform(network, ok, memory, gradient, seen, **ways):
     # XLA's CPU compiler converts the whole of a bfloat16 array to write a block of it.
-    if len(gradient) < 2 * BLOCK or memory.dtype != network.dtype:
-        return whole(ok, columns)
-    return lax.platform_dependent(ok, columns, cpu=blocks, default=whole)
+    if memory.dtype == network.dtype:
+        ways["cpu"] = _in_blocks
+    return lax.platform_dependent(network, ok, memory, gradient, seen, **ways, default=plain_step)
 
 
-def _step_runs(runs, block, ok, memory, gradient, seen):
+def plain_step(network, ok, memory, gradient, seen):
+    """The step of all coordinates at once, as XLA has it."""
+    return _step_runs(network, len(gradient), ok, memory, gradient, seen)
+
+
+def _in_blocks(network, ok, memory, gradient, seen):
+    return _step_runs(network, BLOCK, ok, memory, gradient, seen)
+
+
+def _kernel_for(network: Network, memory: jax.Array) -> ModuleType | None:
+    """The module of the kernel; None where a step is not what it computes, or not where it can.
+
+    XLA cannot divide a kernel. Arrays on a mesh whose axes are explicit or manual are left to the
+    plain step. Where XLA alone knows how arrays lie, the kernel says how to divide the columns of
+    one network, and is not taken for several, whose runs are no parts of equal size.
+    """
+    parts = list(network.networks) if isinstance(network, GroupedLSTM) else [network]
+    alike = all(
+        type(part) is CoordinatewiseLSTM
+        and part.hidden_features <= MOST_UNITS
+        and all(isinstance(value, int | float) for value in (part.p, part.output_scale))
+        for part in parts
+    )
+    dtypes = memory.dtype in (jnp.float32, jnp.bfloat16) and network.dtype == jnp.float32
+    automatic = set(jax.typeof(memory).sharding.mesh.axis_types) <= {AxisType.Auto}
+    placed = automatic and (len(parts) == 1 or jax.device_count() == 1)
+    if not (alike and dtypes and placed and _has_triton()):
+        return None
+    try:
+        return importlib.import_module("actjax.learned.kernel")
+    except ImportError as error:  # a JAX without Pallas for Triton
+        if not (error.name or "").startswith("jax"):
+            raise
+        return None
+
+
+def _has_triton() -> bool:
+    """Whether no GPU here is older than Ampere, for which Triton does not compile."""
+    for device in jax.local_devices():
+        major = str(getattr(device, "compute_capability", "")).split(".")[0]
+        if major.isdigit() and int(major) < 8:
+            return False
+    return True
+
+
+def _alone(step):
+    """`step`, but under `vmap` the plain one, which is a few products however many there are."""
+
+    def chosen(*arguments):
+        leaves, tree = jax.tree.flatten(arguments)
+        one = jax.custom_batching.custom_vmap(
+            lambda *leaves: step(*jax.tree.unflatten(tree, leaves))
+        )
+
+        @one.def_vmap
+        def several(size, batched, *leaves):
+            plain = lambda *leaves: plain_step(*jax.tree.unflatten(tree, leaves))
+            axes = [0 if is_batched else None for is_batched in batched]
+            return jax.vmap(plain, axes, axis_size=size)(*leaves), (True, True)
+
+        return one(*leaves)
+
+    return chosen
+
+
+def _step_runs(network, block, ok, memory, gradient, seen):
     """The runs of coordinates one after the other, each with its own network, in blocks."""
+    gradient, runs = jnp.where(ok, gradient, 0), network.runs(len(gradient))
     update = jnp.zeros_like(gradient, runs[0][0].dtype)
     for network, first, end in runs:
 

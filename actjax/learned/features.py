@@ -1,6 +1,7 @@
 """What a coordinatewise network sees of a gradient."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
       >>> [[round(float(v), 3) for v in row] for row in log_sign(jnp.array([1.0, -1e-8]))]
       [[0.0, -1.0], [1.0, -0.0]]
     """
+    return jnp.stack(log_sign_rows(gradient, p))
+
+
+def log_sign_rows(gradient: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
+    """The two of `log_sign`, each of the gradient's shape."""
     if not p > 0:
         raise ValueError(f"p must be a number above 0, got {p!r}.")
     floor = math.exp(-p)
@@ -30,7 +36,7 @@ def log_sign(gradient: jax.Array, p: float = 10.0) -> jax.Array:
     large = size >= floor
     magnitude = jnp.where(large, jnp.log(jnp.maximum(size, floor)) / p, -1.0)
     direction = jnp.where(large, jnp.sign(gradient), gradient / floor)
-    return jnp.stack([magnitude, direction])
+    return magnitude, direction
 
 
 def raw(gradient: jax.Array) -> jax.Array:
@@ -63,6 +69,14 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
       >>> [[round(float(value), 3) for value in row] for row in seen[:2]]
       [[1.0, -1.0], [1.0, -1.0]]
     """
+    rows, seen = adam_rows(moments, gradient)
+    return jnp.stack(rows), jnp.stack(seen)
+
+
+def adam_rows(
+    moments: jax.Array | Sequence[jax.Array], gradient: jax.Array
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The moments' and the features' rows of `adam`, each of the gradient's shape."""
     count = moments[4] + 1
     gradient = jnp.clip(gradient, -MOST, MOST)
     square = gradient * gradient
@@ -75,7 +89,7 @@ def adam(moments: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
     over = lax.rsqrt(slow_square + TINY)
     ratio = 0.5 * jnp.log((fast_square + TINY) / (slow_square + TINY))
     seen = gradient * over, first * over, slow * over, jnp.clip(ratio, -3, 3), jnp.log1p(count) / 5
-    return jnp.stack([*rows, count]), jnp.stack(seen)
+    return [*rows, count], list(seen)
 
 
 def leaf_scales(params, *, batched: bool = False) -> jax.Array:

@@ -9,6 +9,7 @@ from jax import lax
 
 from actjax._checks import check_choice
 from actjax._layers import Layers
+from actjax._loop import devices
 from actjax._loop.rows import blank, like_inputs, row_sum, scale
 from actjax.halting import halting_dtype
 
@@ -66,7 +67,8 @@ def transmission(
     layer = jax.nn.one_hot(n - 1, attention.score.shape[0], dtype=query.dtype)
     count = below.count if attend == "all" else jnp.minimum(below.count, n)
     states, tree = jax.tree.flatten(below.states)
-    attended = _attend_masked if masked else _attend
+    looped = _attend_at_once if devices.accelerated() else _attend
+    attended = _attend_masked if masked else looped
     return jax.tree.unflatten(tree, attended(leaf, attention, query, layer, states, count))
 
 
@@ -137,11 +139,65 @@ def _attend_backward(leaf, saved, d_means):
     d_states = [blank(zero, s.shape, s.dtype) for s in states]
     carry = blank(zero, alpha.shape, alpha.dtype), d_states
     d_alpha, d_states = _for_each(depth, gather, carry)
-    d_beta = alpha * (d_alpha - (alpha * d_alpha).sum(-1, keepdims=True))
+    d_beta = _d_beta(alpha, d_alpha)
     d_query, d_key, d_score = [blank(zero, query.shape, query.dtype)] * 3
     d_query, d_key, d_score, d_states[leaf] = _for_each(
         compared, compare, (d_query, d_key, d_score, d_states[leaf])
     )
+    return _cotangents(attention, query, layer, d_query, d_key, d_score, d_states)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+# All layers at once, where the rounds of a loop are launches that cost more than what they spare.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_at_once(leaf, attention, query, layer, states, count):
+    return _at_once_forward(leaf, attention, query, layer, states, count)[0]
+
+
+def _at_once_forward(leaf, attention, query, layer, states, count):
+    pairs = _Pairs.of(attention, query, layer).with_layers()
+    beta = (pairs.score * pairs.hidden(states[leaf])).sum(-1)
+    seen = jnp.arange(beta.shape[1], dtype=count.dtype)[None] < count[:, None]
+    beta = jnp.where(seen, beta.astype(halting_dtype(beta.dtype)), -jnp.inf)
+    alpha = jax.nn.softmax(beta, axis=-1)
+    means = [_weighted(alpha, s).sum(1) for s in states]
+    return means, (attention, query, layer, states, count, alpha)
+
+
+def _at_once_backward(leaf, saved, d_means):
+    attention, query, layer, states, _, alpha = saved
+    pairs = _Pairs.of(attention, query, layer).with_layers()
+    d_means = [jnp.broadcast_to(d[:, None], s.shape) for d, s in zip(d_means, states, strict=True)]
+    products = (d * s for d, s in zip(d_means, states, strict=True))
+    d_alpha = sum(p.sum(range(2, p.ndim)).astype(alpha.dtype) for p in products)
+    d_row = _d_beta(alpha, d_alpha)[..., None].astype(query.dtype)
+    state, hidden = states[leaf], pairs.hidden(states[leaf])
+    d = d_row * pairs.score * hidden * (1 - hidden)
+    d_states = [_weighted(alpha, d) for d in d_means]
+    d_states[leaf] = d_states[leaf] + d * pairs.key
+    sums = d.sum(1), (d * state).sum(1), (d_row * hidden).sum(1)
+    return _cotangents(attention, query, layer, *sums, d_states)
+
+
+_attend_at_once.defvjp(_at_once_forward, _at_once_backward)
+
+
+def _weighted(alpha, leaf):
+    """The layers of `leaf`, ``[rows, L, ...]``, by their weights."""
+    return alpha.reshape(alpha.shape + (1,) * (leaf.ndim - 2)).astype(leaf.dtype) * leaf
+
+
+def _d_beta(alpha, d_alpha):
+    """The softmax, transposed."""
+    return alpha * (d_alpha - (alpha * d_alpha).sum(-1, keepdims=True))
+
+
+def _cotangents(attention, query, layer, d_query, d_key, d_score, d_states):
+    """Those of the arguments of eq 5, from what a row's layers gave the vectors together."""
     d_attention = Attention(
         query=(d_query * query).sum(0),
         key=d_key.sum(0),
@@ -149,9 +205,6 @@ def _attend_backward(leaf, saved, d_means):
         score=layer.T @ d_score,
     )
     return d_attention, d_query * attention.query[None], None, d_states, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class _Pairs(NamedTuple):
@@ -166,6 +219,10 @@ class _Pairs(NamedTuple):
     def of(cls, attention, query, layer):
         query = attention.query[None] * query + attention.bias[None]
         return cls(query, attention.key[None], layer @ attention.score)
+
+    def with_layers(self) -> "_Pairs":
+        """The same for all layers: ``[rows, 1, features]``."""
+        return jax.tree.map(lambda leaf: leaf[:, None], self)
 
     def hidden(self, state):
         return jax.nn.sigmoid(self.query + self.key * state)

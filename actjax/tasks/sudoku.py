@@ -8,7 +8,6 @@ among themselves, columns likewise; and, where boxes are square, mirrored at the
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +15,9 @@ from jax import Array
 
 from actjax._checks import check_key, check_positive
 from actjax.tasks.batch import Batch
+from actjax.tasks.puzzles import Puzzles, check_boards, draw
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size of a board: lines and columns of a box
-
-
-class Puzzles(NamedTuple):
-    """Puzzles and what solves them; ``P`` puzzles of ``size * size`` cells.
-
-    Attributes:
-      boards: integers ``[P, cells]``, 0 for a hole.
-      solutions: integers ``[P, cells]``, digits from 1.
-    """
-
-    boards: Array
-    solutions: Array
-
-    @property
-    def size(self) -> int:
-        """Lines of a board, and digits: 4, 6 or 9."""
-        return math.isqrt(self.boards.shape[1])
 
 
 def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = True) -> Batch:
@@ -65,9 +48,7 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
     check_positive("batch_size", batch_size)
     check_puzzles(puzzles)
     pick_key, symmetry_key, digit_key = jax.random.split(key, 3)
-    index = jax.random.randint(pick_key, (batch_size,), 0, len(puzzles.boards), jnp.int32)
-    boards = jnp.asarray(puzzles.boards)[index].astype(jnp.int32)
-    solutions = jnp.asarray(puzzles.solutions)[index].astype(jnp.int32)
+    boards, solutions = draw(pick_key, batch_size, puzzles)
     if augment:
         cells = draw_symmetries(symmetry_key, batch_size, puzzles.size)
         names = (
@@ -83,15 +64,12 @@ def sample(key: Array, batch_size: int, *, puzzles: Puzzles, augment: bool = Tru
 
 def as_batch(puzzles: Puzzles) -> Batch:
     """All `puzzles` as they are, for evaluation: a batch as `sample` draws it."""
-    boards = jnp.asarray(puzzles.boards, jnp.int32)
-    holes = (boards == 0).sum(1, keepdims=True, dtype=jnp.int32)
-    return Batch(
-        inputs=boards,
-        targets=jnp.asarray(puzzles.solutions, jnp.int32) - 1,
-        mask=jnp.ones(boards.shape, bool),
-        lengths=jnp.full(len(boards), boards.shape[1], jnp.int32),
-        difficulty=jnp.broadcast_to(holes, boards.shape),
-    )
+    return puzzles.as_batch(holes(puzzles))
+
+
+def holes(puzzles: Puzzles) -> Array:
+    """Holes of each, the difficulty: int32 [P]."""
+    return (jnp.asarray(puzzles.boards) == 0).sum(1, dtype=jnp.int32)
 
 
 def draw_symmetries(key: Array, count: int, size: int) -> Array:
@@ -156,15 +134,4 @@ def is_solved(answers: Array, boards: Array) -> Array:
 
 def check_puzzles(puzzles: Puzzles):
     """Raises ValueError unless `puzzles` are boards of 4, 6 or 9 lines with their solutions."""
-    shape = jnp.shape(puzzles.boards)
-    sizes = {size * size for size in BOXES}
-    if len(shape) != 2 or shape[1] not in sizes or not shape[0]:
-        raise ValueError(
-            f"puzzles must hold boards [P, cells] of {', '.join(map(str, sorted(sizes)))} cells, "
-            f"got shape {shape}."
-        )
-    if jnp.shape(puzzles.solutions) != shape:
-        raise ValueError(
-            f"puzzles must hold a solution a board, of shape {shape}, "
-            f"got {jnp.shape(puzzles.solutions)}."
-        )
+    check_boards(puzzles, cells={size * size for size in BOXES})

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actjax.tasks.sudoku import BOXES, Puzzles, units
+from actjax.tasks.puzzles import Puzzles
+from actjax.tasks.sudoku import BOXES, units
+from experiments.data.held_out import split_alike
 
 BLANKS = "0.*_"  # what files have in the place of a digit
 
@@ -175,15 +177,7 @@ def split(puzzles: Puzzles, held_out: float = 0.2) -> tuple[Puzzles, Puzzles]:
     Raises:
       ValueError: where either part would be empty.
     """
-    kinds, first = np.unique(fingerprints(puzzles.boards), return_index=True)
-    for_test = kinds < np.uint64(int(held_out * 2**64))
-    parts = [Puzzles(*(leaf[first[rows]] for leaf in puzzles)) for rows in (~for_test, for_test)]
-    if any(not len(part.boards) for part in parts):
-        raise ValueError(
-            f"puzzles must be enough for a part to train on and one to test on, got {len(first)} "
-            "that differ by more than symmetry."
-        )
-    return parts[0], parts[1]
+    return split_alike(puzzles, fingerprints(puzzles.boards), held_out)
 
 
 def read(path: str | pathlib.Path) -> Puzzles:

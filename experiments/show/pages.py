@@ -3,13 +3,14 @@
 import json
 
 from experiments import collapse
-from experiments.show import extrapolation, sudoku
+from experiments.show import extrapolation, puzzles
 from experiments.show.papers import RESULTS
 
 
 def measured(kind: str) -> str:
     """A table of docs/experiments.md: what runs that are not sweeps found."""
-    kinds = {"collapse": ("collapse/*", collapse.table), "sudoku": ("sudoku/*", sudoku.table)}
+    kinds = {name: (f"{name}/*", puzzles.table) for name in ("sudoku", "mazes")}
+    kinds["collapse"] = "collapse/*", collapse.table
     kinds["extrapolation"] = "parity/pondernet_*", extrapolation.table
     names, table = kinds[kind]
     members = []
