@@ -49,6 +49,7 @@ from experiments.task import Task
 
 RULES = {"recursive": "threshold", "transformer": "threshold", "act": "graves"}
 RULES |= {"pondernet": "pondernet"}
+PARTS = "train", "validation", "test"  # of the puzzles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Puzzle:
       board: `size -> Board`, for the networks.
       sample: `(key, batch_size, puzzles=...) -> Batch`, each puzzle under a random symmetry.
       load: `options -> ` the puzzles to train on ("train"), to choose the level by ("validation")
-        and to test on ("test"), no two alike by symmetry.
+        and to test on ("test"), no two alike by symmetry; see `parts` and `split_alike`.
       difficulty: `puzzles -> int [P]`.
       look: of its figures.
       mixer: `options -> ` what the network of recursive is a stack of.
@@ -166,8 +167,9 @@ def check(puzzle: Puzzle, options: Options):
     names = ("hidden", "layers", "expand", "latent_steps", "cycles", "heads", "max_steps")
     for name in (*names, "batch_size", "warmup", "test_size"):
         check_positive(name, getattr(options, name))
-    shared = rule_of(options) == "threshold"
-    require(shared or options.devices == 1, "devices", "1 under this rule", options.devices)
+    rule = rule_of(options)
+    shared = rule == "threshold" or options.devices == 1
+    require(shared, "devices", f"1 under rule = {rule!r}", options.devices)
     divides = options.devices > 0 and options.batch_size % options.devices == 0
     require(divides, "devices", f"a divisor of batch_size = {options.batch_size}", options.devices)
     require(options.learning_rate > 0, "learning_rate", "above 0", options.learning_rate)
@@ -198,7 +200,7 @@ def train(puzzle: Puzzle, options: Options) -> tuple[dict[str, Any], pathlib.Pat
     """One run from the puzzles to the figures: its summary and its folder."""
     record.check_file("results", options.results)
     record.check_folder("out", options.out)
-    parts = puzzle.load(options)
+    parts = load(puzzle, options)
     size, name = parts["train"].size, label(puzzle, options)
     place = f"{size}x{size}-{name}-seed{options.seed}"
     folder = options.out or pathlib.Path("runs") / puzzle.name / place
@@ -236,6 +238,20 @@ def train(puzzle: Puzzle, options: Options) -> tuple[dict[str, Any], pathlib.Pat
     whole = {name: summary[name] for name in shared} | {"members": [show.member(folder)]}
     record.write_results(options.results, whole)
     return summary, folder
+
+
+def load(puzzle: Puzzle, options: Options) -> dict[str, Puzzles]:
+    """The parts of `Puzzle.load`, where a network of its `board` can show and answer all cells."""
+    parts = puzzle.load(options)
+    require(set(parts) == set(PARTS), "load", f"a function to parts {PARTS}", tuple(parts))
+    board = puzzle.board(parts["train"].size)
+    ranges = Puzzles(boards=(0, board.symbols - 1), solutions=(1, board.classes))
+    for part in parts.values():
+        for name, cells, (low, high) in zip(Puzzles._fields, part, ranges, strict=True):
+            least, most = int(cells.min()), int(cells.max())
+            inside = low <= least and most <= high
+            require(inside, name, f"from {low} to {high}", least if least < low else most)
+    return parts
 
 
 def parts(train: Puzzles, held_out: Puzzles, most: int) -> dict[str, Puzzles]:
@@ -276,7 +292,7 @@ def restore(puzzle: Puzzle, folder: pathlib.Path) -> tuple[Any, nnx.Module, dict
     known = {field.name for field in dataclasses.fields(kind)}
     options = kind(**{name: value for name, value in config.items() if name in known})
     options = dataclasses.replace(options, devices=1)  # of which this machine may have no more
-    parts = puzzle.load(options)
+    parts = load(puzzle, options)
     here = sha256(parts)
     require(here == config["data_sha256"], "data", "the puzzles of the run", here)
     model = fit(puzzle, options, parts["train"], folder)  # there is nothing left to train

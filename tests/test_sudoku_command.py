@@ -17,7 +17,7 @@ from actjax.tasks.puzzles import Puzzles
 from experiments import reasoners, stopping, tasks
 from experiments.__main__ import main
 from experiments.data import sudoku as files
-from experiments.puzzles import restore
+from experiments.puzzles import load, restore
 from experiments.show import report
 from experiments.tasks import mazes, sudoku
 from tests.test_benchmarks import BENCHMARKS
@@ -91,6 +91,7 @@ def test_every_model_and_rule_leaves_everything_in_its_folder(
         ("--held-out", "1", "held_out must be above 0 and below 1, got 1.0"),
         ("--heads", "3", "heads must be a divisor of hidden = 64, got 3"),
         ("--devices", "3", "devices must be a divisor of batch_size = 64, got 3"),
+        ("--rule=graves", "--devices=2", "devices must be 1 under rule = 'graves', got 2"),
         ("--explore", "2", "explore must be a share from 0 to 1, got 2.0"),
         ("--size", "2", "size must be at least 3, got 2"),
         ("--rings", "-1", "rings must be a chance from 0 to 1, got -1.0"),
@@ -102,6 +103,29 @@ def test_wrong_options_are_answered_with_one_sentence(option, value, sentence, c
     task = "mazes" if option in ("--size", "--rings", "--shortest") else "sudoku"
     assert main([task, "--model", "transformer", option, value]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"load": lambda parts: {"train": parts["train"]}}, r"load must be .*, got \('train',\)"),
+        ({"solutions": -1}, "solutions must be from 1 to 2, got 0"),
+        ({"solutions": 1}, "solutions must be from 1 to 2, got 3"),
+        ({"boards": 1}, "boards must be from 0 to 3, got 4"),
+    ],
+)
+def test_puzzles_of_ones_own_that_a_network_cannot_answer_are_refused(change, sentence):
+    options = dataclasses.replace(mazes.DEMO, size=4, puzzles=9, test_size=2)
+    parts = mazes.load(options)
+    if "load" in change:
+        parts = change["load"](parts)
+    else:
+        ((name, more),) = change.items()
+        test = parts["test"]
+        parts["test"] = test._replace(**{name: getattr(test, name) + more})
+    puzzle = dataclasses.replace(mazes.PUZZLE, load=lambda options: parts)
+    with pytest.raises(ValueError, match=sentence):
+        load(puzzle, options)
 
 
 def pair(kind, rule):
