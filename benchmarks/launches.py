@@ -46,7 +46,9 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "NVIDIA H200"
 """
+CARD = {"topology": "1x1x1", "target_config": H200}
 NAMES = ("text-lstm", "addition", "text", "big", "big bf16", "wiki bf16 1536", "lfact")
+WAYS = ("plain", "while")
 PONDER = 2.0  # mean N, that of the benchmark's first level
 
 
@@ -54,13 +56,17 @@ def main(argv: list[str] | None = None):
     described = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
     parser.add_argument("settings", nargs="*", metavar="SETTING", default=list(NAMES))
-    parser.add_argument("--ways", nargs="+", default=["plain", "while"], metavar="WAY")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--out", type=new_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
+    if odd := [name for name in arguments.settings if name not in NAMES]:
+        parser.error(f"SETTING must be one of {', '.join(NAMES)}, got {odd[0]}.")
+    try:
+        topologies.get_topology_desc("H200", "cuda", **CARD)
+    except NotImplementedError:
+        parser.error('JAX must have its plugin for CUDA (pip install "jax[cuda12]"), got none.')
     rows = []
     for name in arguments.settings:
-        if name not in NAMES:
-            parser.error(f"SETTING must be one of {', '.join(NAMES)}, got {name}.")
         rows += [counted(name, way) for way in arguments.ways if (name, way) != ("lfact", "plain")]
     print_table("A training step, from the program compiled for an H200", [cells(r) for r in rows])
     given = {name: str(value) for name, value in vars(arguments).items()}
@@ -69,7 +75,7 @@ def main(argv: list[str] | None = None):
 
 def counted(name: str, way: str) -> dict:
     """A setting's launches and megabytes, of an iteration and of a training step."""
-    topology = topologies.get_topology_desc("H200", "cuda", topology="1x1x1", target_config=H200)
+    topology = topologies.get_topology_desc("H200", "cuda", **CARD)
     device = jax.sharding.SingleDeviceSharding(topology.devices[0])
     on_device = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
     plans, make_plan = [], adaptive.make_plan

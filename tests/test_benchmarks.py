@@ -4,6 +4,7 @@ So does the conformance table of `peers.py`, for this package: PyTorch is not ne
 """
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -125,6 +126,24 @@ def test_a_loop_moves_the_rows_that_it_writes(bench):
     assert 2 <= loop.launches <= 8 and not loop.inside
     assert 3 * row <= loop.megabytes <= 12 * row
     assert hlo.size("(f32[2,3]{1,0}, bf16[4]{0}, /*index=5*/pred[])") == 24 + 8 + 1
+
+
+def test_launches_are_counted_where_jax_can_compile_for_a_card(bench, monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which it writes to
+    import launches
+
+    def none(*given, **settings):
+        raise NotImplementedError("topology not implemented for cuda")  # as JAX without the plugin
+
+    monkeypatch.setattr(launches.topologies, "get_topology_desc", none)
+    for argv, sentence in (
+        ([], "JAX must have its plugin for CUDA (pip install"),
+        (["nothing"], "SETTING must be one of text-lstm, addition"),
+        (["addition", "--ways", "scan"], "invalid choice: 'scan'"),
+    ):
+        with pytest.raises(SystemExit):
+            launches.main(argv)
+        assert sentence in capsys.readouterr().err
 
 
 def test_accelerator(bench, tmp_path, capsys):
