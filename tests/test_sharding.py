@@ -79,6 +79,9 @@ def train(mesh):
     state, _, metrics = training.make_chunk(step, 7)(state, jax.random.key(1), ())
     if mesh is not None:
         assert not jax.tree.leaves(state.extra)[0].is_fully_replicated
+        for fresh in training.with_average(state), training.with_best(state):  # or it would be
+            places = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(fresh)}
+            assert places == {4}  # compiled twice: for what is given, and for what comes back
     return state, metrics
 
 alone = train(None)

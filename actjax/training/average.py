@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -26,7 +27,9 @@ class Averaged(NamedTuple):
 def with_average(state: TrainState, *, wrt: Any = None) -> TrainState:
     """A fresh training state that `keep_average` can go on with."""
     params, _ = split(state.model, wrt)
-    return state._replace(extra=Averaged(state.extra, optax.ema(0.0).init(params)))
+    fresh = optax.ema(0.0).init(params)
+    fresh = fresh._replace(count=jnp.zeros_like(state.step))  # on the devices that it counts for
+    return state._replace(extra=Averaged(state.extra, fresh))
 
 
 def keep_average(train_step: TrainStep, decay: float, *, wrt: Any = None) -> TrainStep:

@@ -33,7 +33,8 @@ class Best(NamedTuple):
 def with_best(state: TrainState) -> TrainState:
     """A fresh training state that `keep_best` can go on with."""
     model = show(own_state(state.model))  # both are donated, which no buffer can be twice
-    best = Best(state.extra, jnp.full((), -jnp.inf), jnp.zeros((), jnp.int32), model)
+    score = jnp.full_like(state.step, -jnp.inf, dtype=float)  # on the same devices
+    best = Best(state.extra, score, jnp.zeros_like(state.step), model)
     return state._replace(extra=best)
 
 
