@@ -32,15 +32,24 @@ def with_parts(change):
     return loss_fn
 
 
-def run(loss_fn, init=training.init_recycled, **options):
+def run(loss_fn, init=training.init_recycled, drawing=sample, starting=start, **options):
     step = training.make_recycled_step(
-        sample, loss_fn, ADAM, start=start, **{"max_steps": 3} | options
+        drawing, loss_fn, ADAM, start=starting, **{"max_steps": 3} | options
     )
     model = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
     state = training.init_recycled(model, ADAM, sample, start, jax.random.key(0))
     if init is training.init_state:
         state = training.init_state(model, ADAM)
     return jax.eval_shape(step, state, jax.random.key(1))
+
+
+def begin(drawing=sample, starting=start, mesh=None):
+    model = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    training.init_recycled(model, ADAM, drawing, starting, jax.random.key(0), mesh=mesh)
+
+
+def mesh_of(name):
+    return jax.make_mesh((1,), (name,), devices=jax.devices()[:1])
 
 
 WRONG = {
@@ -69,6 +78,30 @@ WRONG = {
         "state must be that of init_recycled, with its lanes in extra, got tuple",
     ),
     "explore": (lambda: run(good, explore=None), "explore must be a share from 0 to 1, got None"),
+    "rows": (
+        lambda: run(good, drawing=lambda key, data: sample(key, data)[:4]),
+        "batch of sample must hold arrays of shapes (8, 3), got (4, 3)",
+    ),
+    "started": (
+        lambda: run(good, starting=lambda model, x: x[:, :1]),
+        "carried of start must hold arrays of shapes (8, 3), got (8, 1)",
+    ),
+    "no-rows": (
+        lambda: begin(lambda key, data: {}),
+        "batch of sample must hold at least one array of shape [batch, ...], got none",
+    ),
+    "scalar": (
+        lambda: begin(lambda key, data: jnp.ones(())),
+        "batch of sample must hold arrays of shape [batch, ...], got shape ()",
+    ),
+    "begun": (
+        lambda: begin(starting=lambda model, x: x[:4]),
+        "batch of sample and carried of start must agree on the leading axes [batch, ...], got",
+    ),
+    "axis": (lambda: run(good, mesh=mesh_of("rows")), "mesh must have an axis 'data', got ('rows"),
+    "axis-begun": (lambda: begin(mesh=mesh_of("rows")), "mesh must have an axis 'data', got ('ro"),
+    "mesh": (lambda: run(good, mesh=2), "mesh must be a mesh, as make_mesh() is, got 2"),
+    "mesh-begun": (lambda: begin(mesh=2), "mesh must be a mesh, as make_mesh() is, got 2"),
 }
 
 

@@ -16,10 +16,10 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from actjax._checks import check_key, check_like, check_positive, shown
+from actjax._checks import check_key, check_like, check_positive, check_rows, shown
 from actjax._loop.rows import select
 from actjax.training.metrics import check_names
-from actjax.training.sharding import replicate, spread
+from actjax.training.sharding import check_mesh, replicate, spread
 from actjax.training.state import TrainState, init_state
 from actjax.training.step import NEXT, Sample, TrainStep, make_train_step
 
@@ -71,7 +71,9 @@ def make_recycled_step(
       the mean number of steps a row.
 
     Raises:
-      ValueError: max_steps below 1, or explore outside [0, 1].
+      ValueError: max_steps below 1, explore outside [0, 1], or a mesh without a "data" axis; from
+        the step: a state or a batch of other lanes, lanes that the devices cannot share evenly, or
+        a `loss_fn` that returns something else.
 
     >>> from flax import nnx
     >>> sample = lambda key, data: jax.random.normal(key, (8, 3))
@@ -95,6 +97,7 @@ def make_recycled_step(
         data, lanes = given
         batch_key, least_key = jax.random.split(key)
         batch = sample(batch_key, data)
+        check_like("batch of sample", batch, lanes.batch)
         return (batch, _draw_least(least_key, _rows(batch), max_steps, explore)), lanes
 
     def loss_of(model, drawn: tuple):  # fresh rows and lanes as one batch, which devices can share
@@ -116,7 +119,9 @@ def make_recycled_step(
             )
         state, metrics = inner(state, key, (data, state.extra))
         ended, lanes, (batch, least) = metrics.pop(NEXT)
-        fresh = Lanes(batch, start(state.model, batch), jnp.zeros_like(lanes.steps), least)
+        begun = start(state.model, batch)
+        check_like("carried of start", begun, lanes.carried)
+        fresh = Lanes(batch, begun, jnp.zeros_like(lanes.steps), least)
         return state._replace(extra=select(ended, fresh, lanes)), metrics
 
     return train_step
@@ -139,11 +144,24 @@ def init_recycled(
       model, optimizer, sample, start, wrt, mesh: as `make_recycled_step` has them.
       key: draws the first rows.
       data: what `sample` is given.
+
+    Returns:
+      `TrainState` with `Lanes` in `extra`; on the devices of `mesh`, each with lanes of its own,
+      and copies of all else.
+
+    Raises:
+      ValueError: as `make_recycled_step` does, or for a batch or a start that are not arrays with
+        a row a lane.
     """
     check_key("key", key)
+    if mesh is not None:
+        check_mesh(mesh)
     batch = sample(key, data)
-    zeros = lambda: jnp.zeros(_rows(batch), jnp.int32)  # of its own each, to be donated
-    lanes = Lanes(batch, start(model, batch), zeros(), zeros())
+    (rows,) = check_rows("batch of sample", batch, 1)
+    carried = start(model, batch)
+    check_rows("batch of sample and carried of start", (batch, carried), 1)
+    zeros = lambda: jnp.zeros(rows, jnp.int32)  # of its own each, to be donated
+    lanes = Lanes(batch, carried, zeros(), zeros())
     state = init_state(model, optimizer, lanes, wrt=wrt)
     if mesh is None:
         return state

@@ -60,6 +60,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def spread(tree: Any, mesh: Mesh) -> Any:
     """The rows that every array leads with, shared among the devices of the mesh's data axis."""
+    check_mesh(mesh)
     _check_rows(tree, mesh.shape[DATA])
     return jax.device_put(tree, NamedSharding(mesh, P(DATA)))
 
@@ -112,8 +113,7 @@ def make_shared(
       mesh: with a "data" axis.
       by_row: names that metrics may have whose arrays lead with rows: these stay where they are.
     """
-    if DATA not in mesh.shape:
-        raise ValueError(f"mesh must have an axis {DATA!r}, got {tuple(mesh.shape)}.")
+    check_mesh(mesh)
     shards = mesh.shape[DATA]
 
     def on_one_device(params, state, batch, *rest):
@@ -191,6 +191,15 @@ def _sum(tree: Any) -> Any:
         for place, total in zip(places, restore(lax.psum(flat, DATA)), strict=True):
             summed[place] = total
     return jax.tree.unflatten(structure, summed)
+
+
+def check_mesh(mesh: Any):
+    """Refuses what is no mesh, or has no axis for the rows of a batch."""
+    axes = getattr(mesh, "axis_names", None)
+    if axes is None:
+        raise ValueError(f"mesh must be a mesh, as make_mesh() is, got {mesh!r}.")
+    if DATA not in axes:
+        raise ValueError(f"mesh must have an axis {DATA!r}, got {tuple(axes)}.")
 
 
 def _check_rows(batch: Any, shards: int):
