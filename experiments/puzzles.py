@@ -89,7 +89,7 @@ class Options(Place, Training, Preset):
     warmup: int = 200
     """Updates over which the learning rate rises."""
     cooldown: int = 0
-    """Updates at the end over which it falls to 0."""
+    """Updates at the end over which it falls to 0; a shorter run begins on the way down."""
     weight_decay: float = 0.1
     """Of AdamW."""
     average: float = 0.995

@@ -32,7 +32,7 @@ class Mazes(puzzles.Options):
     rings: float = 0.1
     """Chance to open a cell that closes a ring: 0 leaves one way, the more the more ways."""
     puzzles: int = 20_000
-    """Train on so many, each under all symmetries."""
+    """Train on so many, or as many as are found that differ, each under all symmetries."""
     mazes_seed: int = 0
     """The mazes are a function of it, of these numbers and of test-size; the run has its own."""
     mix: Literal[tuple(MIXERS)] = "near"
