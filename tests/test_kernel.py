@@ -193,17 +193,22 @@ def abstract_gpu():
 
 
 def kernels_for_cuda(function, *arguments) -> int:
-    lower = lambda: jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
-    try:
-        lowered = lower()
-    except RuntimeError as error:  # later versions of JAX want to be told of a device
-        if "AbstractDevice" not in str(error):
-            raise
-        mesh = jax.sharding.AbstractMesh((), (), (), abstract_device=abstract_gpu())
-        with jax.sharding.use_abstract_mesh(mesh):
-            lowered = lower()
+    traced = lambda: jax.jit(function).trace(*arguments)
+    lowered = told_of_a_gpu(lambda: traced().lower(lowering_platforms=("cuda",)))
     calls = re.findall(r"custom_call @(\S*triton\w*)", lowered.as_text())
     return len(calls)
+
+
+def told_of_a_gpu(lower):
+    """What `lower` gives; later versions of JAX want to be told of a device."""
+    try:
+        return lower()
+    except RuntimeError as error:
+        if "AbstractDevice" not in str(error):
+            raise
+    mesh = jax.sharding.AbstractMesh((), (), (), abstract_device=abstract_gpu())
+    with jax.sharding.use_abstract_mesh(mesh):
+        return lower()
 
 
 def test_refused_where_jax_has_no_triton(monkeypatch):

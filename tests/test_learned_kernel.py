@@ -12,13 +12,13 @@ from flax import nnx
 
 from actjax.learned import CoordinatewiseLSTM, GroupedLSTM, columns, kernel, lstm_optimizer
 from tests.learned_parts import network
-from tests.test_kernel import kernels_for_cuda
+from tests.test_kernel import kernels_for_cuda, told_of_a_gpu
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.not_in("x64", "networks are then in float64, and their steps plain"),
 ]
-INTERPRETED = columns._alone(partial(kernel.advance, interpret=True))
+INTERPRETED = partial(kernel.advance, interpret=True)
 SEES_ALL = {"see_params": True, "see_scale": True, "output_bias": True}
 
 
@@ -85,7 +85,8 @@ def test_networks_and_problems_are_mapped_over():
     ok, memory, gradient, seen = state(network(), 5)
     memory = jnp.stack([memory, -memory])
     axes = 0, None, 0, None, None
-    found = jax.jit(jax.vmap(INTERPRETED, axes))(made, ok, memory, gradient, seen)
+    step = columns._alone(INTERPRETED)
+    found = jax.jit(jax.vmap(step, axes))(made, ok, memory, gradient, seen)
     for n in range(2):
         one = jax.tree.map(lambda leaf, n=n: leaf[n], made)
         wanted = columns.plain_step(one, ok, memory[n], gradient, seen)
@@ -157,6 +158,17 @@ def update(made, count=LARGE, dtype=None):
 )
 def test_lowers_for_cuda(made, options, kernels):
     assert kernels_for_cuda(*update(made(), **options)) == kernels
+
+
+def test_exported_for_several_platforms():
+    """Where the branches of all platforms are lowered for each, and one of them is a kernel."""
+    run, *given = update(network(layers=1))
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    options = {"platforms": ["cpu", "cuda"], "disabled_checks": [triton]}
+    exported = told_of_a_gpu(lambda: jax.export.export(jax.jit(run), **options)(*given))
+    found, wanted = exported.call(*given), jax.jit(run)(*given)
+    assert_close(jax.tree.leaves(found), jax.tree.leaves(wanted))
+    assert "triton" in exported.mlir_module()
 
 
 def test_derivatives_are_those_of_the_plain_step():

@@ -111,6 +111,24 @@ def test_blocks_and_segments_are_the_same_numbers(as_accelerated):
     assert_trees_close(as_accelerated(run), run(), 2e-6)
 
 
+def test_integers_in_the_state_are_exact(as_accelerated):
+    """Of every size: N is kept as a float beside the other results, what a step counts is not."""
+
+    def step(_, state, x, first):
+        count, given = state
+        return (count + jnp.ones((), count.dtype), given), x[:, 0]
+
+    def run():
+        for dtype, begin in ((jnp.int32, 1 << 24), (jnp.uint32, (1 << 32) - 9), (jnp.int8, 100)):
+            given = (jnp.full(4, begin, dtype), jnp.zeros(4)), LONG[:, :2] * 0
+            _, (counts, _), ponder = actjax.unroll(step, (), *given, max_steps=3, lanes=2)
+            assert counts.dtype == dtype and ponder.steps.dtype == jnp.int32
+            np.testing.assert_array_equal(counts, begin + np.tile([3, 6], (4, 1)))
+            np.testing.assert_array_equal(ponder.steps, 3)
+
+    as_accelerated(run)
+
+
 def test_layers_are_attended_to_at_once_as_one_by_one(as_accelerated):
     """With the first layers of a sequence still missing, and layers that a row has not."""
     rng = np.random.default_rng(2)
@@ -144,14 +162,13 @@ def test_a_pack_gives_back_what_it_was_given():
         "mask": np.array([[True], [False]]),
         "scalar": np.float32(4),
     }
-    for counts_as, count in ((None, 5), (jnp.float32, 5)):
-        pack = Pack(tree, 2, together=True, counts_as=counts_as)
-        packed = pack.pack(jax.tree.map(jnp.asarray, tree))
-        assert [p.shape for p in packed] == [s.shape for s in pack.shapes]
-        assert len(packed) == count
-        back = pack.unpack(packed)
-        assert jax.tree.map(lambda a: a.dtype, back) == jax.tree.map(lambda a: a.dtype, tree)
-        jax.tree.map(np.testing.assert_array_equal, back, tree)
+    pack = Pack(tree, 2, together=True)
+    packed = pack.pack(jax.tree.map(jnp.asarray, tree))
+    assert [p.shape for p in packed] == [s.shape for s in pack.shapes]
+    assert len(packed) == 5
+    back = pack.unpack(packed)
+    assert jax.tree.map(lambda a: a.dtype, back) == jax.tree.map(lambda a: a.dtype, tree)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
     apart = Pack(tree, 2, together=False)
     assert len(apart.shapes) == len(tree)
     assert len(Pack(tree, 2, together=True, most=47).shapes) == 6  # "wide" has 48 bytes

@@ -238,8 +238,10 @@ def test_inside_scan_checkpoint_and_forward_over_reverse():
     assert_trees_close(grads[1], grads[0], 1e-4)
 
     def product(loop):
-        gradient = jax.grad(lambda b: loss(w | {"bias": b}, state, xs, cell="simple", loop=loop)[0])
-        return jax.jit(lambda b: jax.jvp(gradient, (b,), (jnp.ones_like(b),))[1])(w["bias"])
+        """Forward mode by more than reverse mode was asked for."""
+        given, run = (w["bias"], state, xs), partial(loss, cell="simple", loop=loop)
+        gradient = jax.grad(lambda b, state, xs: run(w | {"bias": b}, state, xs)[0])
+        return jax.jit(lambda *given: jax.jvp(gradient, given, given)[1])(*given)
 
     assert_trees_close(product("while"), product("scan"), 1e-4)
 

@@ -120,9 +120,10 @@ def told_pack(plan: Plan, data: Data) -> Pack:
     registers = jax.eval_shape(plan.rule.start, halt)
     _, weight, extra = jax.eval_shape(plan.rule.update, registers, n, halt, last)
     row = lambda leaf: jax.ShapeDtypeStruct((plan.lanes, *leaf.shape[1:]), leaf.dtype)
-    told = Told(list(map(row, data.state)), weight, extra, None if plan.layers else n)
-    exact = plan.halt_dtype if plan.max_steps < 1 << 24 else None
-    return Pack(told, plan.lanes, together=plan.accelerated, counts_as=exact)
+    # Side by side N lies with p^N, as a float, where that is exact.
+    steps = halt if plan.accelerated and plan.max_steps < 1 << 24 else n
+    told = Told(list(map(row, data.state)), weight, extra, None if plan.layers else steps)
+    return Pack(told, plan.lanes, together=plan.accelerated)
 
 
 def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
@@ -140,7 +141,7 @@ def no_outputs(plan: Plan, data: Data, zero: jax.Array) -> Outputs:
 def read_outputs(plan: Plan, data: Data, outputs: Outputs) -> Told:
     """What was written, in arrays of its own."""
     told = told_pack(plan, data).unpack(outputs.told)
-    return told._replace(steps=outputs.count) if plan.layers else told
+    return told._replace(steps=outputs.count if plan.layers else told.steps.astype(jnp.int32))
 
 
 def inputs_at(plan: Plan, data: Data, outputs: Outputs, position: jax.Array, n: jax.Array) -> list:

@@ -19,15 +19,19 @@ from actjax._loop.rows import is_float
 
 
 def in_reverse_only(tree: Any, refusal: str) -> Any:
-    """`tree`, the tangents of which may be transposed, but not computed."""
-    guard = lambda leaf: _reverse_only.bind(leaf, refusal=refusal) if is_float(leaf) else leaf
-    return jax.tree.map(guard, tree)
+    """`tree`, the tangents of which may be transposed, but not computed.
+
+    Where reverse mode asks for those of some leaves, forward mode over it may ask for those of all.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    guarded = iter(_reverse_only.bind(*filter(is_float, leaves), refusal=refusal))
+    return structure.unflatten([next(guarded) if is_float(leaf) else leaf for leaf in leaves])
 
 
-def _to_tangent(primals, tangents, *, refusal: str):
-    """The leaf as it is, so that the gradient may be differentiated again."""
-    (leaf,), (tangent,) = primals, tangents
-    return leaf, tangent if type(tangent) is ad.Zero else _tangent.bind(tangent, refusal=refusal)
+def _to_tangents(primals, tangents, *, refusal: str):
+    """The leaves as they are, so that the gradient may be differentiated again."""
+    guard = lambda d: d if type(d) is ad.Zero else _tangent.bind(d, refusal=refusal)
+    return list(primals), list(map(guard, tangents))
 
 
 def _refuse_tangent(*_, refusal: str):
@@ -42,11 +46,15 @@ def _known_tangent(tangent, *, refusal: str):
 
 
 _reverse_only = Primitive("in_reverse_only")
-_reverse_only.def_impl(lambda leaf, refusal: leaf)
-_reverse_only.def_abstract_eval(lambda leaf, refusal: leaf)
-ad.primitive_jvps[_reverse_only] = _to_tangent
-batching.defvectorized(_reverse_only)
-mlir.register_lowering(_reverse_only, lambda _, leaf, refusal: [leaf])
+_reverse_only.multiple_results = True
+_reverse_only.def_impl(lambda *leaves, refusal: list(leaves))
+_reverse_only.def_abstract_eval(lambda *leaves, refusal: list(leaves))
+ad.primitive_jvps[_reverse_only] = _to_tangents
+batching.primitive_batchers[_reverse_only] = lambda leaves, axes, refusal: (
+    _reverse_only.bind(*leaves, refusal=refusal),
+    axes,
+)
+mlir.register_lowering(_reverse_only, lambda _, *leaves, refusal: list(leaves))
 
 # Reverse mode traces it and transposes it, and never computes it.
 _tangent = Primitive("tangent_in_reverse_only")

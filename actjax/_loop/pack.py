@@ -20,8 +20,6 @@ class Pack:
       together: whether any are.
       most: bytes beyond which an array lies apart, as where a product reads it: out of columns it
         would have to be copied.
-      counts_as: a float dtype in which to keep integers of which a row has one; they have to be
-        below 2^24.
 
     Attributes:
       shapes: of the arrays that they are packed into, each of some ``[rows, columns]``.
@@ -34,7 +32,6 @@ class Pack:
         *,
         together: bool,
         most: float = math.inf,
-        counts_as: Any = None,
     ):
         leaves, self._tree = jax.tree.flatten(like)
         self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -43,7 +40,7 @@ class Pack:
             key = i
             small = leaf.size * leaf.dtype.itemsize <= most
             if together and small and leaf.shape[:1] == (rows,):
-                key = jnp.dtype(_kept_as(leaf, counts_as))
+                key = jnp.dtype(_kept_as(leaf))
             groups.setdefault(key, []).append(i)
         self._groups = list(groups.items())
         self.shapes = [self._shape(*group, rows) for group in self._groups]
@@ -80,12 +77,10 @@ class Pack:
         return self._tree.unflatten(leaves)
 
 
-def _kept_as(leaf, counts_as):
+def _kept_as(leaf):
     """The dtype of the array that it goes to: one flag a row is kept as an integer."""
     if leaf.ndim == 1 and leaf.dtype == bool:
         return jnp.int32
-    if leaf.ndim == 1 and counts_as is not None and jnp.issubdtype(leaf.dtype, jnp.integer):
-        return counts_as
     return leaf.dtype
 
 

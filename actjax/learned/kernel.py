@@ -19,6 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from actjax.learned.features import MOMENT_ROWS, PREPROCESS, adam_rows, log_sign_rows
@@ -158,7 +160,7 @@ def _launch(plan: Plan, arrays: dict[str, jax.Array], first: int, end: int):
     whole = pl.BlockSpec(memory_space=pl.ANY)  # a program reads and writes where its columns are
     written = arrays["memory"], arrays["gradient"]  # in shape and dtype
     place = list(arrays).index
-    memory, update = pl.pallas_call(
+    call = pl.pallas_call(
         actjax_optimizer,
         grid=(pl.cdiv(end - first, plan.width),),
         in_specs=[whole] * len(arrays),
@@ -168,8 +170,22 @@ def _launch(plan: Plan, arrays: dict[str, jax.Array], first: int, end: int):
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(num_warps=plan.warps, num_stages=1),
         name="actjax_optimizer",
-    )(*arrays.values())
-    return memory, update
+    )
+    if plan.interpret:
+        return tuple(call(*arrays.values()))
+    shapes = tuple((array.shape, array.dtype) for array in written)
+    return tuple(_on_gpu.bind(*arrays.values(), call=call, shapes=shapes))
+
+
+# A program that is exported for several platforms has the branches of each lowered for all, and the
+# kernel cannot be for a CPU. What stands there for it never runs.
+_on_gpu = Primitive("optimizer_kernel")
+_on_gpu.multiple_results = True
+_on_gpu.def_abstract_eval(lambda *_, call, shapes: [jax.core.ShapedArray(*like) for like in shapes])
+_nothing = lambda *_, call, shapes: [jnp.zeros(*like) for like in shapes]
+_kernel = lambda *arrays, call, shapes: call(*arrays)
+mlir.register_lowering(_on_gpu, mlir.lower_fun(_nothing, multiple_results=True))
+mlir.register_lowering(_on_gpu, mlir.lower_fun(_kernel, multiple_results=True), platform="cuda")
 
 
 def _weights(plan: Plan, network: CoordinatewiseLSTM) -> jax.Array:
