@@ -9,7 +9,7 @@ DOCS   := $(VENV)/.docs
 .PHONY: help demo test lint types docs wheel bench clean
 
 help:
-	@echo "make demo    what pondering buys: difficulty, a budget, text, a stream (4 minutes on two cores)"
+	@echo "make demo    what pondering buys: difficulty, a budget, text, a stream (2 minutes on two cores)"
 	@echo "make test    all tests (a quarter of an hour)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy over the library and a script of a user's"
