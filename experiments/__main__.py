@@ -12,7 +12,7 @@ from experiments import learned, run, tasks
 COMMANDS = {
     "demo": (
         "experiments.demo",
-        "what pondering buys, in 4 minutes: difficulty, a budget, text, a stream",
+        "what pondering buys, in 2 minutes: difficulty, a budget, text, a stream",
     ),
     "sweep": ("experiments.sweep", "a grid over models, time penalties and seeds, as one program"),
     "figures": (

@@ -89,7 +89,7 @@ def how_long(demo: Demo) -> str:
     """The minutes to expect, measured on two cores with the options as they are."""
     usual = {field.name: field.default for field in dataclasses.fields(Demo)}
     as_it_is = all(getattr(demo, name) == value for name, value in usual.items() if name != "out")
-    return "about 4 minutes on two cores" if as_it_is else "4 minutes with the options as they were"
+    return "about 2 minutes on two cores" if as_it_is else "2 minutes with the options as they were"
 
 
 def settings(task: Task, **chosen) -> Options:
