@@ -84,7 +84,7 @@ def by_itself(page):
     return pytest.param(page, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("page", map(by_itself, PAGES[1:]))
+@pytest.mark.parametrize("page", list(map(by_itself, PAGES[1:])))
 def test_pages_do_what_they_say(page, tmp_path, monkeypatch, quick_compilation):
     for name in NEEDS:
         if re.search(rf"^(import|from) {name}\b", page.read_text(), re.MULTILINE):
