@@ -18,8 +18,7 @@ What an input leaves behind is either the mean of its states (``layers=False``) 
 *layers*, which the next input's steps look at (``layers=True``): see `unroll` and `unroll_layers`.
 """
 
-import functools
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +39,7 @@ from actjax._loop.lanes import (
     final_state,
     no_outputs,
     read_outputs,
+    retreat,
     start,
     start_back,
 )
@@ -176,6 +176,7 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
     told = jax.tree.map(filled, (d_told.remainder, d_told.extra), is_leaf=is_blank)
     d_told = Told(d_states, *told, None)
     laid, handed_on = kept_pack(plan), pending_pack(plan)
+    undo = partial(retreat, plan, fixed, data, outputs, d_told, d_layers)
 
     def one_chunk(carry):
         """Undoes the iterations from j - 1 back to a multiple of `plan.chunk`, and takes what the
@@ -187,9 +188,9 @@ def _adaptive_backward(plan: Plan, saved, cotangents):
             j, back, kept, pending = carry
             j = j - plan.block
             rows = [_read(kept, j + k) for k in range(plan.block)]
-            back, new = retreat_block(plan, fixed, data, outputs, d_told, d_layers, rows, back)
+            back, new = retreat_block(plan, undo, rows, back)
             if plan.late is None:
-                return j, back, kept, functools.reduce(add, reversed(new), pending)
+                return j, back, kept, reduce(add, reversed(new), pending)
             new = [jnp.stack(rows) for rows in zip(*map(handed_on.pack, new), strict=True)]
             return j, back, kept, _write_rows(pending, j - begin, new)
 

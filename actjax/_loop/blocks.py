@@ -5,6 +5,7 @@ write, is a launch of its own; on a CPU they cost nothing, and a block is one it
 lanes run dry within a block, its last iterations change nothing and are recorded as idle.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +16,9 @@ from actjax._loop.lanes import (
     Lanes,
     Outputs,
     Record,
-    Told,
     advance,
     emit,
     inputs_at,
-    retreat,
 )
 from actjax._loop.pack import Pack
 from actjax._loop.plan import Data, Plan
@@ -74,19 +73,11 @@ def _joined(trees: list) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
-def retreat_block(
-    plan: Plan,
-    fixed: list,
-    data: Data,
-    outputs: Outputs | None,
-    d_told: Told,
-    d_layers: list,
-    kept: list,
-    back: Cotangents,
-):
+def retreat_block(plan: Plan, undo: Callable, kept: list, back: Cotangents):
     """Undoes the iterations that are `kept`, the last first: ``(back, pending)``, as `retreat`.
 
     Args:
+      undo: `retreat`, but for its last three arguments.
       kept: what `advance_block` kept of each, in their order.
 
     Returns:
@@ -94,10 +85,7 @@ def retreat_block(
     """
     pending, done, laid = [], [], kept_pack(plan)
     for k in reversed(range(plan.block)):
-        record, residuals = laid.unpack(kept[k])
-        back, new, x = retreat(
-            plan, fixed, data, outputs, d_told, d_layers, record, residuals, back
-        )
+        back, new, x = undo(*laid.unpack(kept[k]), back)
         pending.insert(0, new)
         done.append(x)
     if not plan.resident:
